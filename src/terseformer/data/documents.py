@@ -1,0 +1,118 @@
+"""From bytes or rows to documents: strict UTF-8, one error for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedIOBase
+from typing import Any
+
+from terseformer.config import DataConfig
+from terseformer.data.errors import DataError
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where a row stands, for error messages, and its fields."""
+
+
+def documents_in(name: str, file: BufferedIOBase, config: DataConfig) -> Iterator[str]:
+    """The documents of one file: the rows of a `.jsonl`, else the whole text.
+
+    Raises:
+        DataError: the file is empty, or a byte is not UTF-8, or a row does not hold what `config` names.
+    """
+    if name.endswith(".jsonl"):
+        yield from _not_empty(name, documents_from_rows(_json_rows(name, file), config))
+        return
+    text = _decode(name, 0, file.read()).removeprefix("\ufeff")
+    if not text.strip():
+        raise DataError(f"{name} is empty; remove it or leave it out of data.sources")
+    yield text
+
+
+def documents_from_rows(rows: Iterable[Row], config: DataConfig) -> Iterator[str]:
+    """The texts of `rows`, or, with `document_fields`, the texts of adjacent rows of one document joined by newlines.
+
+    Rows without text are skipped. One key per document is kept in memory.
+
+    Raises:
+        DataError: a field is missing or no string, or the rows of a document are not adjacent.
+    """
+    if not config.document_fields:
+        yield from (text for row in rows if (text := _text(row, config.text_field)))
+        return
+    seen: set[tuple[Any, ...]] = set()
+    keyed = ((tuple(_field(row, name) for name in config.document_fields), row) for row in rows)
+    for key, group in itertools.groupby(keyed, key=lambda item: item[0]):
+        where, _ = first = next(group)[1]
+        if key in seen:
+            raise DataError(f"{where}: the rows of document {key} are not adjacent; sort them by data.document_fields")
+        seen.add(key)
+        texts = (_text(row, config.text_field) for row in itertools.chain([first], (row for _, row in group)))
+        if document := "\n".join(text for text in texts if text):
+            yield document
+
+
+def _not_empty(name: str, documents: Iterator[str]) -> Iterator[str]:
+    first = next(documents, None)
+    if first is None:
+        raise DataError(f"{name} is empty; remove it or leave it out of data.sources")
+    yield first
+    yield from documents
+
+
+def _json_rows(name: str, file: BufferedIOBase) -> Iterator[Row]:
+    offset = 0
+    for number, line in enumerate(file, start=1):
+        where = f"{name} line {number}"
+        text = _decode(name, offset, line)
+        offset += len(line)
+        if number == 1:
+            text = text.removeprefix("\ufeff")
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{where} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is not a JSON object but {type(row).__name__}; each row needs named fields")
+        yield where, row
+
+
+def _decode(name: str, offset: int, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        position = offset + error.start
+        raise DataError(
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {position} cannot be decoded; "
+            "convert the file to UTF-8 or leave it out of data.sources"
+        ) from None
+
+
+def _field(row: Row, name: str) -> Any:
+    where, fields = row
+    if name not in fields:
+        raise DataError(
+            f"{where} has no field {name!r}, only {', '.join(map(repr, fields)) or 'none'}; "
+            "change data.text_field or data.document_fields"
+        )
+    value = fields[name]
+    return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
+
+
+def _text(row: Row, name: str) -> str:
+    text = _field(row, name)
+    where, fields = row
+    if not isinstance(fields[name], str):
+        raise DataError(
+            f"{where}: field {name!r} holds {type(fields[name]).__name__} where text is needed; change data.text_field"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: field {name!r} holds half of a surrogate pair, {error.object[error.start]!a}; correct the row"
+        ) from None
+    return text if text.strip() else ""

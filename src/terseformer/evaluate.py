@@ -1,0 +1,234 @@
+"""How well a model predicts a text: loss, perplexity, bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tokenizers import Tokenizer, pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from terseformer import checkpoint
+from terseformer.config import ConfigError, DataConfig, Recipe
+from terseformer.configfile import from_toml, read_text
+from terseformer.data import (
+    DataError,
+    TokenFile,
+    default_cache,
+    fingerprint,
+    load_tokenizer,
+    prepare_in_cache,
+    read_documents,
+    validation_windows,
+    write_token_file,
+)
+from terseformer.model import CausalLM
+
+_LOGITS = 2**22
+"""Logits that are held at once."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a text."""
+
+    loss: float
+    """Mean cross-entropy, in nats per token."""
+    perplexity: float
+    """e to the loss."""
+    bits_per_byte: float | None
+    """Bits per UTF-8 byte of the text, which can be compared between tokenizers; None where `bytes` is."""
+    tokens: int
+    """Tokens that were predicted."""
+    bytes: int | None
+    """UTF-8 bytes of these tokens, as near as they are known."""
+    seconds: float
+    """Time taken."""
+    tokens_per_second: float
+    """Tokens predicted in a second."""
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The block runs in evaluation mode; after it, each module is as it was."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def evaluate(
+    model: CausalLM,
+    tokens: np.ndarray | TokenFile,
+    sequence_length: int,
+    num_sequences: int = 0,
+    batch_size: int = 16,
+    tokenizer: Tokenizer | None = None,
+) -> Evaluation:
+    """Scores a text in windows of `sequence_length` tokens, each without knowledge of the one before it.
+
+    Every token but the first is predicted once, end-of-text tokens included: they cost bits and count
+    no bytes. The bytes are those of exactly the tokens that were predicted, where `token_bytes` knows
+    them; else the token file's mean bytes per token times their number; else unknown. The model runs in
+    evaluation mode (hard one-in-N choices, no dropout).
+
+    Args:
+        model: the model; its training flags are restored.
+        tokens: token ids, on end.
+        sequence_length: inputs in a window, T.
+        num_sequences: windows at most, evenly spaced; 0 takes all.
+        batch_size: windows in a call.
+        tokenizer: the tokenizer that made the tokens, to count bytes.
+
+    Raises:
+        DataError: there are fewer than two tokens, or a token is not in the model's vocabulary.
+        ConfigError: `sequence_length` exceeds `max_position_embeddings`.
+    """
+    if not 1 <= sequence_length <= model.config.max_position_embeddings:
+        raise ConfigError(
+            f"sequence_length must be from 1 to the model's max_position_embeddings = "
+            f"{model.config.max_position_embeddings}, not {sequence_length}"
+        )
+    ids = tokens.tokens if isinstance(tokens, TokenFile) else tokens
+    sizes = token_bytes(tokenizer) if tokenizer is not None else None
+    mean_bytes = tokens.bytes_per_token if isinstance(tokens, TokenFile) else 0.0
+    device, vocab_size = model.embedding.weight.device, model.config.vocab_size
+    loss, count, num_bytes = 0.0, 0, 0
+    start = time.perf_counter()
+    with eval_mode(model), torch.inference_mode():
+        for windows in validation_windows(ids, sequence_length, num_sequences, batch_size):
+            if (largest := windows.max()) >= vocab_size:
+                raise DataError(
+                    f"the text has token {largest}, but the model's vocab_size is {vocab_size}; use its own tokenizer"
+                )
+            targets = windows[:, 1:]
+            batch = torch.from_numpy(windows).to(device)
+            loss += _loss(model, batch[:, :-1], batch[:, 1:])
+            count += targets.size
+            num_bytes += int(sizes[targets].sum()) if sizes is not None else 0
+    seconds = time.perf_counter() - start
+    loss /= count
+    scored = num_bytes if sizes is not None else mean_bytes * count
+    return Evaluation(
+        loss=loss,
+        perplexity=math.inf if loss > 700 else math.exp(loss),
+        bits_per_byte=loss * count / math.log(2) / scored if scored else None,
+        tokens=count,
+        bytes=round(scored) if scored else None,
+        seconds=seconds,
+        tokens_per_second=count / seconds,
+    )
+
+
+def evaluate_documents(
+    model: CausalLM,
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    num_sequences: int = 0,
+    batch_size: int = 16,
+) -> Evaluation:
+    """Scores texts, an end-of-text token after each, as `evaluate` does.
+
+    Args:
+        model: the model.
+        documents: the texts, read once; their tokens are kept in a temporary file.
+        tokenizer: the one that the model was trained with.
+        sequence_length: inputs in a window, T; the length that the model was trained with, if it has learned positions.
+        num_sequences: windows at most, evenly spaced; 0 takes all.
+        batch_size: windows in a call.
+
+    Raises:
+        DataError: there are no documents, or the tokenizer has no end-of-text token, or as `evaluate`.
+        ConfigError: as `evaluate`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.bin"
+        write_token_file(path, documents, tokenizer)
+        return evaluate(model, TokenFile.open(path), sequence_length, num_sequences, batch_size, tokenizer)
+
+
+def evaluate_folder(
+    folder: str | os.PathLike[str], files: Iterable[str | os.PathLike[str]] = (), num_sequences: int = 0
+) -> Evaluation:
+    """Scores texts with a checkpoint, in sequences of the length that it was trained with.
+
+    Args:
+        folder: a checkpoint's folder, or a run's for its newest.
+        files: sources as in `data.sources`; none: the validation text of the checkpoint's own recipe.
+        num_sequences: sequences at most, evenly spaced; 0 takes all.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        DataError: a source cannot be read; the recipe's text is no longer what the model was trained on.
+        ConfigError: there are no files, and the checkpoint has no recipe.
+    """
+    path = checkpoint.find(folder)
+    model, tokenizer = checkpoint.load(path), load_tokenizer(path)
+    recipe_path, sources = path / "training" / "recipe.toml", tuple(map(str, files))
+    recipe = from_toml(Recipe, read_text(recipe_path)) if recipe_path.is_file() else None
+    sequence_length = recipe.train.sequence_length if recipe else model.config.max_position_embeddings
+    if sources:
+        config = dataclasses.replace(recipe.data if recipe else DataConfig(), sources=sources)
+        documents = read_documents(config, default_cache())
+        return evaluate_documents(model, documents, tokenizer, sequence_length, num_sequences)
+    if recipe is None:
+        raise ConfigError(f"{path} has no recipe that names a validation text; give files to evaluate on")
+    validation = prepare_in_cache(recipe.data).validation
+    if validation.tokenizer_sha256 != fingerprint(tokenizer):
+        raise DataError(
+            f"data.sources have changed since {path} was trained and give another tokenizer; give files to evaluate on"
+        )
+    return evaluate(model, validation, sequence_length, num_sequences, tokenizer=tokenizer)
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
+    """UTF-8 bytes that each token of a byte-level tokenizer stands for; special tokens stand for none.
+
+    Returns:
+        int64 of shape [V], or None for a tokenizer that changes the text or whose tokens' bytes depend
+        on their neighbours.
+    """
+    parts = json.loads(tokenizer.to_str())
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    lossless = (
+        (parts["decoder"] or {}).get("type") == "ByteLevel"
+        and parts["normalizer"] is None
+        and '"add_prefix_space": true' not in json.dumps(parts["pre_tokenizer"])
+        and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet())
+    )
+    if not lossless:
+        return None
+    sizes = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    for token, index in vocabulary.items():
+        sizes[index] = len(token)  # one letter of the alphabet for each byte
+    for index, added in tokenizer.get_added_tokens_decoder().items():
+        sizes[index] = 0 if added.special else len(added.content.encode("utf-8"))
+    return sizes
+
+
+def _loss(model: CausalLM, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> float:
+    """The sum of the cross-entropies, some tokens at a time."""
+    hidden, targets = model.hidden(inputs).flatten(0, 1), targets.flatten()
+    step = max(1, _LOGITS // model.config.vocab_size)
+    total = 0.0
+    for x, y in zip(hidden.split(step), targets.split(step), strict=True):
+        losses = F.cross_entropy(model.head(x).float(), y, reduction="none")
+        total += float(losses.cpu().double().sum())
+    return total

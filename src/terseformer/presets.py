@@ -1,0 +1,228 @@
+"""Models by name: the paper's, and families of small ones whose members are equally large.
+
+The paper's models are counted here as decoders: self-attention and feed-forward layers, without the
+encoder and without cross-attention. "800m" and "17b" name the paper's encoder-decoder models whose
+dimensions they have; the decoder has 24 of the 24 + 24 blocks of the former and 6 of the 6 + 6 of the latter.
+
+Of a small sparse model there are two entries: the plain name has the best settings that we know, the
+one that ends in `-faithful` those of the reference.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from terseformer.accounting import account
+from terseformer.config import (
+    BlockFeedForwardConfig,
+    ConfigError,
+    DenseFeedForwardConfig,
+    DenseHeadConfig,
+    DenseProjectionConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    MultiplicativeHeadConfig,
+    SparseFeedForwardConfig,
+    SparseProjectionConfig,
+    SwitchFeedForwardConfig,
+)
+
+TOLERANCE = 0.01
+"""How far models of the same size may differ in their number of parameters."""
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters that a model stores."""
+    return account(config).parameters
+
+
+def match_parameters(config: ModelConfig, parameters: int) -> ModelConfig:
+    """The model with the feed-forward width that brings it nearest to a number of parameters.
+
+    The width stays a multiple of the block size, of the number of experts or, if dense, of 8.
+
+    Raises:
+        ConfigError: the nearest number is more than 1 % away.
+    """
+
+    def widened(width: int) -> ModelConfig:
+        return replace(config, feed_forward=replace(config.feed_forward, intermediate_size=width))
+
+    step = _width_step(config.feed_forward)
+    narrow, wide = num_parameters(widened(step)), num_parameters(widened(2 * step))  # linear in the width
+    steps = 1 + max(0, round((parameters - narrow) / (wide - narrow)))
+    matched = widened(steps * step)
+    reached = num_parameters(matched)
+    if abs(reached - parameters) > TOLERANCE * parameters:
+        raise ConfigError(
+            f"no feed_forward.intermediate_size gives the model {parameters:,} parameters within {TOLERANCE:.0%}: "
+            f"the nearest, {steps * step}, gives {reached:,}; change model.hidden_size or model.num_hidden_layers"
+        )
+    return matched
+
+
+def _width_step(config: FeedForwardConfig) -> int:
+    match config:
+        case SparseFeedForwardConfig(ff_block_size=step):
+            return step
+        case BlockFeedForwardConfig(num_experts=step) | SwitchFeedForwardConfig(num_experts=step):
+            return step
+        case DenseFeedForwardConfig():
+            return 8
+
+
+def dense_twin(config: ModelConfig) -> ModelConfig:
+    """The dense Transformer of the same hidden size, depth, heads, positions, norms and number of parameters.
+
+    Parts that are dense already stay as they are, a tied head among them; a recurrent branch falls away.
+
+    Raises:
+        ConfigError: no feed-forward width brings the number of parameters within 1 %.
+    """
+    attention, feed_forward, head = config.attention, config.feed_forward, config.head
+    twin = replace(
+        config,
+        attention=attention if isinstance(attention, DenseProjectionConfig) else DenseProjectionConfig(),
+        feed_forward=feed_forward if isinstance(feed_forward, DenseFeedForwardConfig) else DenseFeedForwardConfig(),
+        head=head if isinstance(head, DenseHeadConfig) else DenseHeadConfig(),
+        sru=replace(config.sru, num_layers=0),
+    )
+    return config if twin == config else match_parameters(twin, num_parameters(config))
+
+
+def preset(name: str) -> ModelConfig:
+    """The model of that name.
+
+    Raises:
+        ConfigError: there is none; the message has the nearest names.
+    """
+    if name not in PRESETS:
+        near = ", ".join(map(repr, difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.0)))
+        raise ConfigError(f"no preset {name!r}; the nearest are {near}")
+    return PRESETS[name]
+
+
+# The small models: a row for each variant, a call for each family.
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """Which parts are sparse."""
+
+    ff_block_size: int = 0
+    qkv: bool = False
+    loss: bool = False
+
+
+_VARIANTS = {
+    "dense": _Variant(),
+    "ff8": _Variant(ff_block_size=8),
+    "ff16": _Variant(ff_block_size=16),
+    "ff32": _Variant(ff_block_size=32),
+    "ff64": _Variant(ff_block_size=64),
+    "qkv": _Variant(qkv=True),
+    "ff-qkv": _Variant(ff_block_size=16, qkv=True),
+    "ff-qkv-loss": _Variant(ff_block_size=16, qkv=True, loss=True),
+}
+
+# What the best settings that we know change in the reference's, which are the defaults of config.py.
+_TUNED: dict[type, dict[str, Any]] = {
+    SparseFeedForwardConfig: {},
+    SparseProjectionConfig: {},
+    MultiplicativeHeadConfig: {},
+}
+
+
+def _small(dense: ModelConfig, variant: _Variant, tuned: bool) -> ModelConfig:
+    """A variant with as many parameters as the dense model."""
+    parts: dict[str, Any] = {}
+    if n := variant.ff_block_size:
+        parts["feed_forward"] = SparseFeedForwardConfig(
+            intermediate_size=n, ff_block_size=n, controller_rank=dense.hidden_size // 8
+        )
+    if variant.qkv:
+        parts["attention"] = SparseProjectionConfig(qkv_modules=8)
+    if variant.loss:
+        parts["head"] = MultiplicativeHeadConfig(head_modules=4)
+    if tuned:
+        parts = {name: replace(part, **_TUNED[type(part)]) for name, part in parts.items()}
+    return match_parameters(replace(dense, **parts), num_parameters(dense))
+
+
+def _family(prefix: str, dense: ModelConfig) -> Iterator[tuple[str, ModelConfig]]:
+    for name, variant in _VARIANTS.items():
+        yield f"{prefix}-{name}", _small(dense, variant, tuned=True)
+        if variant != _Variant():
+            yield f"{prefix}-{name}-faithful", _small(dense, variant, tuned=False)
+
+
+_TINY = ModelConfig(
+    vocab_size=512,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=256,
+    feed_forward=SparseFeedForwardConfig(intermediate_size=256, ff_block_size=16, controller_rank=8),
+)
+
+# 552 dense units are as many parameters as 512 sparse ones with their controller: 8 blocks even at N = 64.
+_SMALL_1M = ModelConfig(
+    hidden_size=128, num_hidden_layers=4, feed_forward=DenseFeedForwardConfig(intermediate_size=552)
+)
+_SMALL_5M = ModelConfig(
+    hidden_size=256, num_hidden_layers=6, feed_forward=DenseFeedForwardConfig(intermediate_size=1024)
+)
+
+
+# The paper's models, with the reference's dropout of 0.1 everywhere.
+
+_SCALING_800M = ModelConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    max_position_embeddings=512,
+    dropout=0.1,
+    attention_dropout=0.1,
+    feed_forward=DenseFeedForwardConfig(intermediate_size=4096, ff_dropout=0.1),
+)
+_SCALING_17B = replace(
+    _SCALING_800M,
+    hidden_size=9216,
+    num_hidden_layers=6,
+    num_attention_heads=96,
+    max_position_embeddings=2048,
+    feed_forward=DenseFeedForwardConfig(intermediate_size=40960, ff_dropout=0.1),
+)
+
+
+def _one_in(n: int, intermediate_size: int, controller_rank: int) -> SparseFeedForwardConfig:
+    return SparseFeedForwardConfig(
+        intermediate_size=intermediate_size, ff_block_size=n, controller_rank=controller_rank
+    )
+
+
+_QKV_800M = replace(_SCALING_800M, attention=SparseProjectionConfig(qkv_modules=16))
+_FF_QKV_800M = replace(_QKV_800M, feed_forward=_one_in(64, 6144, controller_rank=96))
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": _TINY,
+    **dict(_family("small-1m", _SMALL_1M)),
+    **dict(_family("small-5m", _SMALL_5M)),
+    # At 800M the controller's rank is F // N, which the reference makes of a plain N; the paper writes D / N.
+    "scaling-800m-dense": _SCALING_800M,
+    "scaling-800m-ff": replace(_SCALING_800M, feed_forward=_one_in(64, 4096, controller_rank=64)),
+    "scaling-800m-qkv": replace(_QKV_800M, feed_forward=DenseFeedForwardConfig(intermediate_size=6144, ff_dropout=0.1)),
+    "scaling-800m-ff-qkv": _FF_QKV_800M,
+    "scaling-800m-ff-qkv-loss": replace(_FF_QKV_800M, head=MultiplicativeHeadConfig(head_modules=4)),
+    "scaling-17b-dense": _SCALING_17B,
+    "scaling-17b-ff-qkv": replace(
+        _SCALING_17B,
+        attention=SparseProjectionConfig(qkv_modules=64),
+        feed_forward=_one_in(256, 65536, controller_rank=32),
+    ),
+    "lm1b-sparse": replace(_QKV_800M, feed_forward=_one_in(64, 4096, controller_rank=64)),
+}

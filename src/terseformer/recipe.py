@@ -1,0 +1,212 @@
+"""Recipes: a TOML file and what the command line changes in it.
+
+A recipe's `[model]` table holds changes to a preset (`preset = "NAME"`), or else to the default
+model. A table of changes is merged key by key; where it names another `kind`, it replaces the whole
+part. `dense_twin = true` takes the dense twin of the model that results. Flags are changes to the
+recipe, of the same form: `--model.feed-forward.ff-block-size 32` is `ff_block_size = 32` under
+`[model.feed_forward]`, and `--model.preset NAME` starts the model anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from terseformer.config import ConfigError, ModelConfig, Recipe
+from terseformer.configfile import from_dict, parse_toml, read_text, to_dict
+from terseformer.presets import dense_twin, preset
+
+_Table = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModelTable(ModelConfig):
+    """What a recipe's `[model]` table may hold."""
+
+    preset: str = ""
+    """A model by name, with the changes beside it; as a flag it takes the place of the recipe's model."""
+    dense_twin: bool = False
+    """Take the dense Transformer of the same size in the model's stead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RecipeTable(Recipe):
+    """What a recipe may hold."""
+
+    model: _ModelTable = field(default_factory=_ModelTable)
+    """The model."""
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: nested tables of changes, as `parse_flags` gives them.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key (with the nearest valid one) or a wrong value.
+    """
+    try:
+        return _resolve(parse_toml(read_text(path)), overrides or {})
+    except ConfigError as error:
+        raise ConfigError(f"{path}{' with the given flags' if overrides else ''}: {error}") from None
+
+
+def apply_overrides(recipe: Recipe, args: Sequence[str]) -> Recipe:
+    """The recipe with the changes of a command line.
+
+    Raises:
+        ConfigError: an unknown flag (with the nearest valid one) or a wrong value.
+    """
+    return _resolve(to_dict(recipe), parse_flags(args))
+
+
+def _resolve(*layers: Mapping[str, Any]) -> Recipe:
+    """The recipe that nested tables of changes describe, the later ones over the earlier."""
+    table: _Table = {"model": to_dict(ModelConfig())}
+    for changes in layers:
+        model = changes.get("model")
+        if isinstance(model, Mapping) and isinstance(name := model.get("preset"), str) and name:
+            table["model"] = to_dict(preset(name))
+        table = _merged(table, changes)
+    read = from_dict(_RecipeTable, table)
+    config = ModelConfig(**{f.name: getattr(read.model, f.name) for f in fields(ModelConfig)})
+    return Recipe(model=dense_twin(config) if read.model.dense_twin else config, data=read.data, train=read.train)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> _Table:
+    """`base` with `changes`, table by table."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        same_kind = (
+            isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind") in (None, old.get("kind"))
+        )
+        merged[key] = _merged(old, value) if same_kind else value
+    return merged
+
+
+# Flags.
+
+
+def parse_flags(args: Sequence[str]) -> _Table:
+    """Flags as nested tables of changes.
+
+    `--train.steps 10`, `--train.steps=10`, `--train.compile`, `--train.no-compile`,
+    `--data.sources a.txt b.txt`; dashes and underscores mean the same.
+
+    Raises:
+        ConfigError: an unknown flag (with the nearest valid one), or a value that the flag cannot have.
+    """
+    types = dict(_flag_types(_RecipeTable))
+    changes: _Table = {}
+    for name, words in _flags(args):
+        section, _, key = name.rpartition(".")
+        positive = f"{section}.{key.removeprefix('no_')}"
+        if name not in types and types.get(positive) is bool:
+            name, words = positive, words or ["false"]
+        if name not in types:
+            near = _flag(_nearest(name, types))
+            raise ConfigError(f"no such flag: {_flag(name)}; the nearest is {near}, --help lists them all")
+        *sections, key = name.split(".")
+        table = changes
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[key] = _value(_flag(name), types[name], words)
+    return changes
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _flags(args: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag's name, with underscores, and the words after it."""
+    found: list[tuple[str, list[str]]] = []
+    for arg in args:
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            found.append((name.replace("-", "_"), [value] if equals else []))
+        elif found:
+            found[-1][1].append(arg)
+        else:
+            raise ConfigError(f"{arg!r} stands before any flag; changes look like --train.steps 10")
+    return iter(found)
+
+
+def _flag_types(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The name and type of each key; of a choice of parts, those of every kind."""
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):
+        inner = [t for t in (hints[f.name], *typing.get_args(hints[f.name])) if dataclasses.is_dataclass(t)]
+        for part in inner:
+            yield from _flag_types(part, f"{prefix}{f.name}.")
+        if not inner:
+            yield f"{prefix}{f.name}", hints[f.name]
+
+
+def _nearest(name: str, names: Mapping[str, Any]) -> str:
+    """The most similar name, by the whole or by its last part."""
+
+    def similarity(other: str) -> float:
+        pairs = (name, other), (name.rpartition(".")[2], other.rpartition(".")[2])
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return max(names, key=similarity)
+
+
+def _value(flag: str, kind: Any, words: list[str]) -> Any:
+    if kind == tuple[str, ...]:
+        return words
+    if kind is bool and not words:
+        return True
+    if len(words) != 1:
+        raise ConfigError(f"{flag} needs one value, not {' '.join(words) or 'none'}")
+    word = words[0]
+    if type(None) in typing.get_args(kind) and word.lower() == "none":
+        return None
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[word.lower()]
+        if kind is int:
+            return int(word)
+        if float in (kind, *typing.get_args(kind)):
+            return float(word)
+    except (KeyError, ValueError):
+        needed = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+        raise ConfigError(f"{flag} needs {needed}, not {word!r}") from None
+    return word
+
+
+def show_flags(recipe: Recipe, command: str) -> None:
+    """Prints the flags that change a recipe, with the values that they have there.
+
+    Args:
+        recipe: the recipe.
+        command: what the usage line starts with.
+    """
+    import tyro
+
+    kinds: dict[str, list[str]] = {}
+    for name, kind in _flag_types(_RecipeTable):
+        if name.endswith(".kind"):
+            kinds.setdefault(_flag(name), []).extend(typing.get_args(kind))
+    choices = "".join(f"\n  {flag}: {', '.join(names)}" for flag, names in kinds.items())
+    description = f"Flags change the recipe. Another kind of part has flags of its own; there are{choices}"
+    model = _ModelTable(**{f.name: getattr(recipe.model, f.name) for f in fields(ModelConfig)})
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            _RecipeTable,
+            default=_RecipeTable(model=model, data=recipe.data, train=recipe.train),
+            args=["--help"],
+            config=(tyro.conf.AvoidSubcommands,),
+            prog=command,
+            description=description,
+        )

@@ -1,0 +1,126 @@
+"""Everything that decoding remembers: one structure, batch first.
+
+A state is made by `CausalLM.new_state` and handed to each call. Calls change it in place: it belongs
+to inference, where no gradient is taken. Every row of a batch has a length of its own. A call may
+bring fewer real tokens for one row than for another: the real ones stand first in the row, what
+follows them is padding that leaves no trace in the state.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Where the tokens of one call stand."""
+
+    positions: Int[Tensor, "B T"]
+    """Position of each token in its row's sequence."""
+    num_real: Int[Tensor, " B"] | None = None
+    """Real tokens at the head of each row; None: all."""
+    end: int = 0
+    """One more than the largest position of the call."""
+
+
+def _last_frames(frames: Tensor, count: int, num_real: Tensor | None) -> Tensor:
+    """The `count` frames of dimension 1 that end where each row's real tokens end.
+
+    `frames` holds `count` remembered frames followed by the call's T frames.
+    """
+    if num_real is None:
+        return frames[:, frames.shape[1] - count :].clone()
+    index = num_real[:, None] + torch.arange(count, device=frames.device)  # [B, count]
+    index = index.reshape(*index.shape, *([1] * (frames.dim() - 2))).expand(-1, -1, *frames.shape[2:])
+    return frames.gather(1, index)
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of one attention layer; a token's slot is its position."""
+
+    keys: Float[Tensor, "B H C K"]
+    values: Float[Tensor, "B H C K"]
+
+    @classmethod
+    def new(cls, batch: int, heads: int, capacity: int, width: int, like: Tensor) -> KeyValueCache:
+        """An empty cache of `capacity` positions, with the dtype and device of `like`."""
+        return cls(like.new_zeros(batch, heads, capacity, width), like.new_zeros(batch, heads, capacity, width))
+
+    def append(
+        self, keys: Float[Tensor, "B H T K"], values: Float[Tensor, "B H T K"], chunk: Chunk
+    ) -> tuple[Tensor, Tensor]:
+        """Writes a call's keys and values and returns all up to `chunk.end`."""
+        capacity = self.keys.shape[2]
+        assert chunk.end <= capacity
+        rows = torch.arange(keys.shape[0], device=keys.device)[:, None].expand_as(chunk.positions)
+        slots = chunk.positions.clamp(max=capacity - 1)
+        if chunk.num_real is None:
+            real = slice(None)
+            rows, slots = rows.reshape(-1), slots.reshape(-1)
+            new_keys, new_values = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))
+        else:
+            real = (torch.arange(keys.shape[2], device=keys.device) < chunk.num_real[:, None]).reshape(-1)
+            rows, slots = rows.reshape(-1)[real], slots.reshape(-1)[real]
+            new_keys, new_values = (x.transpose(1, 2).flatten(0, 1)[real] for x in (keys, values))
+        self.keys[rows, :, slots] = new_keys
+        self.values[rows, :, slots] = new_values
+        return self.keys[:, :, : chunk.end], self.values[:, :, : chunk.end]
+
+
+@dataclass
+class FrameMemory:
+    """The last frames that a causal convolution saw, zeros before the sequence's start."""
+
+    frames: Float[Tensor, "B P ..."]
+
+    def extend(self, x: Float[Tensor, "B T ..."], chunk: Chunk) -> Tensor:
+        """The remembered frames followed by the call's; remembers the last ones."""
+        frames = torch.cat([self.frames, x], dim=1)
+        self.frames = _last_frames(frames, self.frames.shape[1], chunk.num_real)
+        return frames
+
+
+@dataclass
+class RecurrentCarry:
+    """The inner state of a recurrent layer."""
+
+    carry: Float[Tensor, "B U"]
+
+    def advance(self, states: Float[Tensor, "B T U"], chunk: Chunk) -> None:
+        """Remembers, of the call's inner states, each row's last real one."""
+        self.carry = _last_frames(torch.cat([self.carry[:, None], states], dim=1), 1, chunk.num_real)[:, 0]
+
+
+@dataclass
+class LayerState:
+    """What one block remembers."""
+
+    cache: KeyValueCache
+    memories: dict[str, FrameMemory] = field(default_factory=dict)
+    """Memory of each of the attention projection's convolutions, by name."""
+    carries: list[RecurrentCarry] = field(default_factory=list)
+    """Carry of each layer of the recurrent branch."""
+
+
+@dataclass
+class DecodeState:
+    """What a model remembers of the sequences that it has read."""
+
+    lengths: Int[Tensor, " B"]
+    """Tokens read so far, for each row."""
+    layers: list[LayerState]
+
+    @property
+    def capacity(self) -> int:
+        """Longest sequence that fits, in tokens."""
+        return self.layers[0].cache.keys.shape[2]
+
+    def clone(self) -> DecodeState:
+        """A copy that goes its own way."""
+        return copy.deepcopy(self)

@@ -1,0 +1,33 @@
+"""What all tests share: checked shapes, few threads, fixed seeds, no network."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# The tests' tensors are small: one thread is as fast as two, and results do not depend on the machine.
+# Subprocesses inherit all of these.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Before terseformer is imported, so that every annotation is checked when it is called.
+install_import_hook("terseformer", "beartype.beartype")
+
+# A busy machine fails no test; CI draws the same examples each time.
+settings.register_profile("terseformer", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("terseformer")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """A test draws the same numbers alone and among others."""
+    random.seed(0)
+    for name, seed in (("numpy", lambda m: m.random.seed(0)), ("torch", lambda m: m.manual_seed(0))):
+        if name in sys.modules:
+            seed(sys.modules[name])

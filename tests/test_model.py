@@ -1,0 +1,363 @@
+"""CausalLM over every variant: chunk invariance, causality, errors, and that every parameter learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+from variants import DISTINCT, MAX_POSITION, VARIANTS, make_model
+
+from terseformer.config import DenseFeedForwardConfig, ModelConfig
+from terseformer.layers.feedforward import SparseFeedForward
+from terseformer.layers.head import MixedHead
+from terseformer.model import CausalLM
+from terseformer.state import DecodeState
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+distinct_variants = pytest.mark.parametrize("config", DISTINCT.values(), ids=DISTINCT.keys())
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def random_tokens(config: ModelConfig, batch: int, length: int = MAX_POSITION, seed: int = 1) -> Tensor:
+    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def random_chunks(length: int, seed: int) -> list[int]:
+    """Sizes of 1 to 5 tokens that add up to `length`."""
+    rng, sizes = random.Random(seed), []
+    while sum(sizes) < length:
+        sizes.append(min(rng.randint(1, 5), length - sum(sizes)))
+    return sizes
+
+
+def feed_ragged(
+    model: CausalLM, rows: list[Tensor], state: DecodeState, seed: int, poison: int | None = None
+) -> list[Tensor]:
+    """Feeds rows of different lengths, each call with a random number of real tokens for each row.
+
+    What follows the real ones is noise, or `poison` everywhere. Gives each row's logits.
+    """
+    rng = random.Random(seed)
+    noise = torch.Generator().manual_seed(seed)
+    left = [row.tolist() for row in rows]
+    logits: list[list[Tensor]] = [[] for _ in rows]
+    while any(left):
+        width = rng.randint(1, 4)
+        real = [min(len(row), rng.randint(0, width)) for row in left]
+        tokens = torch.randint(model.config.vocab_size, (len(rows), width), generator=noise)
+        if poison is not None:
+            tokens.fill_(poison)
+        for index, count in enumerate(real):
+            tokens[index, :count] = torch.tensor(left[index][:count], dtype=torch.long)
+            left[index] = left[index][count:]
+        out = model(tokens, state, torch.tensor(real))
+        for index, count in enumerate(real):
+            logits[index].append(out[index, :count])
+    return [torch.cat(row) for row in logits]
+
+
+def contents(state: DecodeState) -> list[Tensor]:
+    """Every tensor of a state."""
+    found = [state.lengths]
+    for layer in state.layers:
+        found += [layer.cache.keys, layer.cache.values]
+        found += [memory.frames for memory in layer.memories.values()]
+        found += [carry.carry for carry in layer.carries]
+    return found
+
+
+def assert_same_state(one: DecodeState, other: DecodeState) -> None:
+    for a, b in zip(contents(one), contents(other), strict=True):
+        assert torch.equal(a, b)
+
+
+# ----------------------------------------------------------------------- contract 1, chunk invariance
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@every_variant
+def test_chunk_invariance(config: ModelConfig, batch: int) -> None:
+    model, tokens = make_model(config), random_tokens(config, batch)
+    expected = model(tokens)
+    assert expected.shape == (batch, MAX_POSITION, config.vocab_size)
+    assert expected.std() > 0.1
+    for sizes in ([MAX_POSITION], [1] * MAX_POSITION, random_chunks(MAX_POSITION, seed=batch)):
+        state = model.new_state(batch)
+        logits = torch.cat([model(chunk, state) for chunk in tokens.split(sizes, dim=1)], dim=1)
+        assert_close(logits, expected, **CLOSE, msg=lambda text, sizes=sizes: f"in chunks of {sizes}: {text}")
+        assert state.lengths.tolist() == [MAX_POSITION] * batch
+
+
+def check_ragged(config: ModelConfig, lengths: list[int], seed: int) -> None:
+    model, tokens = make_model(config), random_tokens(config, len(lengths))
+    rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    state = model.new_state(len(rows))
+    for row, logits in zip(rows, feed_ragged(model, rows, state, seed), strict=True):
+        assert_close(logits, model(row[None])[0], **CLOSE)
+    assert state.lengths.tolist() == lengths
+
+
+@every_variant
+def test_chunk_invariance_of_ragged_rows(config: ModelConfig) -> None:
+    check_ragged(config, [MAX_POSITION, 4, 7], seed=1)
+
+
+@pytest.mark.parametrize("lengths", [[9], [1, 1, 1, 2], [3, MAX_POSITION]], ids=str)
+@pytest.mark.parametrize("seed", [2, 3])
+@distinct_variants
+def test_chunk_invariance_of_rows_more_ragged(config: ModelConfig, lengths: list[int], seed: int) -> None:
+    check_ragged(config, lengths, seed)
+
+
+@distinct_variants
+def test_padding_leaves_no_trace(config: ModelConfig) -> None:
+    model, tokens = make_model(config), random_tokens(config, 3)
+    rows = [tokens[0, :6], tokens[1, :1], tokens[2, :8]]
+    states = [model.new_state(3) for _ in range(3)]
+    poisons = (0, config.vocab_size - 1, None)
+    logits = [feed_ragged(model, rows, s, 3, poison) for s, poison in zip(states, poisons, strict=True)]
+    for index in (1, 2):
+        assert_same_state(states[0], states[index])
+        for one, other in zip(logits[0], logits[index], strict=True):
+            assert_close(one, other, atol=0, rtol=0)
+
+
+@distinct_variants
+def test_a_call_without_real_tokens_changes_nothing(config: ModelConfig) -> None:
+    model, tokens = make_model(config), random_tokens(config, 2)
+    for read in (0, 5):
+        state = model.new_state(2)
+        if read:
+            model(tokens[:, :read], state)
+        before = state.clone()
+        model(tokens[:, read : read + 3], state, torch.zeros(2, dtype=torch.long))
+        assert_same_state(state, before)
+
+
+@distinct_variants
+def test_clone_goes_its_own_way(config: ModelConfig) -> None:
+    model, tokens = make_model(config), random_tokens(config, 2)
+    other_end = (tokens[:, 5:] + 1) % config.vocab_size
+    state = model.new_state(2)
+    model(tokens[:, :5], state)
+    before, clone = state.clone(), state.clone()
+    theirs = model(other_end, clone)
+    assert_same_state(state, before)
+    ours = model(tokens[:, 5:], state)
+    assert_close(ours, model(tokens)[:, 5:], **CLOSE)
+    assert_close(theirs, model(torch.cat([tokens[:, :5], other_end], dim=1))[:, 5:], **CLOSE)
+
+
+def test_a_small_state_gives_the_same_logits() -> None:
+    config = VARIANTS["whole-scaling"]
+    model, tokens = make_model(config), random_tokens(config, 2, 5)
+    assert_close(model(tokens, model.new_state(2, capacity=5)), model(tokens), **CLOSE)
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+@distinct_variants
+def test_a_full_state_is_an_error_and_stays_whole(config: ModelConfig) -> None:
+    model, tokens = make_model(config), random_tokens(config, 2)
+    state = model.new_state(2, capacity=5)
+    model(tokens[:, :4], state)
+    before = state.clone()
+    with pytest.raises(ValueError, match="position 5 does not fit a state of capacity 5"):
+        model(tokens[:, 4:6], state)
+    assert_same_state(state, before)
+    assert_close(model(tokens[:, 4:5], state), model(tokens[:, :5])[:, 4:], **CLOSE)
+
+
+@distinct_variants
+def test_too_long_a_sequence_is_an_error_and_the_state_stays_whole(config: ModelConfig) -> None:
+    model, tokens = make_model(config), random_tokens(config, 2, MAX_POSITION + 1)
+    message = f"the sequence reaches {MAX_POSITION + 1} tokens, but max_position_embeddings is {MAX_POSITION}"
+    with pytest.raises(ValueError, match=message):
+        model(tokens)
+    state = model.new_state(2)
+    model(tokens[:, :-2], state)
+    before = state.clone()
+    with pytest.raises(ValueError, match=message):
+        model(tokens[:, -2:], state)
+    with pytest.raises(ValueError, match=message):
+        model(tokens[:, -2:], state, torch.tensor([1, 2]))
+    assert_same_state(state, before)
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
+def test_padding_may_reach_beyond_the_end(position: str) -> None:
+    config = VARIANTS[f"position-{position}"]
+    model, tokens = make_model(config), random_tokens(config, 2)
+    state = model.new_state(2)
+    model(tokens, state, torch.tensor([MAX_POSITION - 1, 3]))
+    end = torch.cat([tokens[:1, -1:], tokens[1:, 3:4]])
+    logits = model(F.pad(end, (0, 4)), state, torch.tensor([1, 1]))[:, 0]
+    assert_close(logits[0], model(tokens)[0, -1], **CLOSE)
+    assert_close(logits[1], model(tokens)[1, 3], **CLOSE)
+
+
+# ---------------------------------------------------------------------------------------- causality
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@every_variant
+def test_the_future_does_not_act_on_the_past(config: ModelConfig, training: bool) -> None:
+    config = dataclasses.replace(config, dropout=0.2, attention_dropout=0.2)
+    model, tokens = make_model(config).train(training), random_tokens(config, 2)
+    split = 6
+    changed = tokens.clone()
+    changed[:, split:] = (changed[:, split:] + 1) % config.vocab_size
+    torch.manual_seed(5)
+    before = model(tokens)
+    torch.manual_seed(5)
+    after = model(changed)
+    assert_close(after[:, :split], before[:, :split], atol=1e-6, rtol=1e-6)
+    assert (after[:, split:] - before[:, split:]).abs().amax(-1).min() > 1e-3
+
+
+@distinct_variants
+def test_the_past_acts_on_the_future(config: ModelConfig) -> None:
+    """The last logits know of every earlier token, through attention or recurrence."""
+    model, tokens = make_model(config), random_tokens(config, 1)
+    before = model(tokens)[0, -1]
+    for t in range(MAX_POSITION - 1):
+        changed = tokens.clone()
+        changed[0, t] = (changed[0, t] + 1) % config.vocab_size
+        assert (model(changed)[0, -1] - before).abs().max() > 1e-6, t
+
+
+# -------------------------------------------------------------------- contract 7, every parameter learns
+
+
+def draws(config: ModelConfig) -> Iterator[tuple[float, float]]:
+    """What `quant_prob` and `sparse_prob` to force, so that each branch of a random choice is taken."""
+    for quant_prob in (1.0, 0.0) if hasattr(config.feed_forward, "quant_prob") else (1.0,):
+        for sparse_prob in (1.0, 0.0) if getattr(config.head, "sparse_prob", 1.0) < 1 else (1.0,):
+            yield quant_prob, sparse_prob
+
+
+def is_without_effect(name: str, config: ModelConfig) -> bool:
+    """Parameters whose gradient is zero, or nothing but rounding, for a reason.
+
+    A bias of the keys adds the same to all scores of a query, unless the keys are then rotated. A
+    controller without a choice has nothing to learn.
+    """
+    key_bias = ".key." in name and name.endswith("bias") and config.position != "rotary"
+    return key_bias or (".controller." in name and getattr(config.feed_forward, "ff_block_size", 0) == 1)
+
+
+@every_variant
+def test_every_parameter_learns(config: ModelConfig) -> None:
+    tokens = random_tokens(config, 4)
+    for quant_prob, sparse_prob in draws(config):
+        model = make_model(config).train()
+        for module in model.modules():
+            if isinstance(module, SparseFeedForward):
+                module.quant_prob = quant_prob
+            if isinstance(module, MixedHead):
+                module.sparse_prob = sparse_prob
+        unused = {1.0: "head.dense.", 0.0: "head.sparse."}[sparse_prob]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        with torch.enable_grad():
+            F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            step = (parameter - before[name]).norm()
+            if name.startswith(unused):
+                assert parameter.grad is None, name
+            elif is_without_effect(name, config):
+                assert step < 1e-6, name
+            else:
+                assert torch.isfinite(parameter).all(), name
+                assert step > 1e-5, name
+
+
+# ------------------------------------------------------------------------------------------ dropout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dropout": 0.5}, {"attention_dropout": 0.5}, {"feed_forward": DenseFeedForwardConfig(ff_dropout=0.5)}],
+    ids=["dropout", "attention_dropout", "ff_dropout"],
+)
+def test_dropout_acts_in_training_only(change: dict[str, object]) -> None:
+    plain = dataclasses.replace(VARIANTS["norm-layer_norm"], feed_forward=DenseFeedForwardConfig())
+    dropped = dataclasses.replace(plain, **change)
+    model, tokens = make_model(dropped), random_tokens(dropped, 2)
+    expected = make_model(plain)(tokens)
+    assert torch.equal(model(tokens), expected)
+    assert_close(model(tokens, model.new_state(2)), expected, **CLOSE)
+    model.train()
+    assert (model(tokens) - expected).abs().max() > 0.1
+    assert (model(tokens) - model(tokens)).abs().max() > 0.1
+
+
+def test_position_dropout_leaves_the_embedding_alone() -> None:
+    """As in the reference: features of the positions are dropped, for all tokens of a sequence alike."""
+    config = dataclasses.replace(VARIANTS["position-learned"], dropout=0.5)
+    model, tokens = make_model(config).train(), random_tokens(config, 3)
+    seen: list[Tensor] = []
+    model.embedding_dropout.rate = 0.0
+    hook = model.blocks[0].attention_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(tokens)
+    hook.remove()
+    added = seen[0] - model.embedding(tokens)
+    positions = model.position.weight.expand_as(added)
+    kept = added / positions
+    visible = positions.abs() > 0.1
+    for row in range(3):
+        for feature in range(config.hidden_size):
+            values = kept[row, visible[row, :, feature], feature]
+            assert_close(values, values[:1].round().expand_as(values), atol=1e-3, rtol=0)  # 0 or 2 at all places
+    assert set(kept[visible].round().tolist()) == {0.0, 2.0}
+
+
+# ------------------------------------------------------------------------------------------- others
+
+
+def test_a_tied_head_shares_the_embeddings_storage() -> None:
+    model = make_model(VARIANTS["head-tied"])
+    assert model.head.weight is model.embedding.weight
+    assert model.head.weight.data_ptr() == model.embedding.weight.data_ptr()
+    tokens = random_tokens(model.config, 2)
+    hidden = model.hidden(tokens)
+    assert_close(model(tokens), hidden @ model.embedding.weight.t(), **CLOSE)
+    names = [name for name, _ in model.named_parameters()]
+    assert not any(name.startswith("head") for name in names)
+    model.embedding.weight.add_(1.0)
+    assert_close(model.head(hidden), hidden @ model.embedding.weight.t(), **CLOSE)
+
+
+@distinct_variants
+def test_logits_are_the_head_of_the_normalised_hidden_vectors(config: ModelConfig) -> None:
+    model, tokens = make_model(config), random_tokens(config, 2)
+    hidden = model.hidden(tokens)
+    assert_close(model.head(hidden), model(tokens), **CLOSE)
+    if config.norm == "layer_norm":
+        unscaled = (hidden - model.norm.bias) / model.norm.weight
+        assert_close(unscaled.mean(-1), torch.zeros(2, MAX_POSITION), atol=1e-4, rtol=0)
+    else:
+        unscaled = hidden / model.norm.weight
+    assert_close(unscaled.square().mean(-1), torch.ones(2, MAX_POSITION), atol=1e-3, rtol=0)
+
+
+@distinct_variants
+def test_the_same_seed_gives_the_same_model(config: ModelConfig) -> None:
+    one, same, other = make_model(config, 0), make_model(config, 0), make_model(config, 1)
+    for a, b in zip(one.parameters(), same.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(one.embedding.weight, other.embedding.weight)

@@ -171,7 +171,7 @@ def test_folder(tmp_path, monkeypatch):
     model = CausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters())
     run = tmp_path / "run"
-    path = save(run, 1, model, optimizer, recipe, prepared.tokenizer_path, 0, 1)
+    path = save(run, 1, model, optimizer, recipe, prepared)
 
     expected = evaluate(model, prepared.validation, 16, tokenizer=prepared.tokenizer)
     for folder in (run, path):

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import trax_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import trax_weights
 from terseformer import config as c
 from terseformer.layers.attention import Attention
 from terseformer.layers.feedforward import SparseFeedForward, feed_forward
@@ -139,9 +139,7 @@ def attention_config(name: str) -> c.AttentionProjectionConfig:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["causal_attention", "mult_conv_attention", "mult_conv_attention_sharedqk_multconv"]
-)
+@pytest.mark.parametrize("name", ["causal_attention", "mult_conv_attention", "mult_conv_attention_sharedqk_multconv"])
 def test_attention(name: str) -> None:
     recorded, config = numbers(name), attention_config(name)
     x, y = torch.from_numpy(recorded["x"]), torch.from_numpy(recorded["y"])
@@ -179,9 +177,7 @@ def load_feed_forward(name: str) -> tuple[SparseFeedForward, dict[str, np.ndarra
     return layer, recorded
 
 
-@pytest.mark.parametrize(
-    "form", [SparseFeedForward.masked, SparseFeedForward.gathered, among_many_tokens, one_by_one]
-)
+@pytest.mark.parametrize("form", [SparseFeedForward.masked, SparseFeedForward.gathered, among_many_tokens, one_by_one])
 @pytest.mark.parametrize(
     "name", ["sparse_ff_eval", "sparse_ff_multiply_eval", "block_sparse_ff_eval", "switch_sparse_ff_eval"]
 )

@@ -78,7 +78,7 @@ class _Training:
 def _decode(config: ModelConfig, num_tokens: int) -> Callable[[], object]:
     torch.manual_seed(0)
     model = CausalLM(config).eval()
-    sampling = SamplingConfig(max_new_tokens=num_tokens, temperature=0)
+    sampling = SamplingConfig(max_new_tokens=num_tokens, temperature=0.0)
     return lambda: list(generate_tokens(model, [[1] * 16], sampling))
 
 
@@ -163,7 +163,9 @@ def show(result: dict[str, object]) -> None:
     assert isinstance(rows, list)
     assert isinstance(ratios, dict)
     title = f"{machine['processor']}, {machine['threads']} threads, PyTorch {machine['torch']}"
-    table = Table("model", "parameters", "read per token", "training step", "spread", "step / twin's", "decode", title=title)
+    table = Table(
+        "model", "parameters", "read per token", "training step", "spread", "step / twin's", "decode", title=title
+    )
     for row in rows:
         ratio = ratios.get(f"train_step/{row['name']}")
         table.add_row(

@@ -2,7 +2,7 @@
 
     step-00001000/
       config.json  generation_config.json  model.safetensors  tokenizer.json
-      training/    recipe.toml  optimizer.safetensors  state.json (step, sizes and SHA-256 of all files)
+      training/    recipe.toml  optimizer.safetensors  state.json (step, text, sizes and SHA-256 of all files)
 
 A run's folder holds such folders; where one is asked for, the run's folder stands for its newest.
 """
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from terseformer.config import ConfigError, ModelConfig, Recipe
-from terseformer.configfile import from_json, from_toml, read_text, to_dict, to_toml
+from terseformer.configfile import from_dict, from_toml, read_text, to_dict, to_toml
+from terseformer.data import PreparedData
 from terseformer.errors import UserError
 from terseformer.model import CausalLM
 
 MODEL_TYPE = "terseformer"
 _PREFIX = "step-"
+_UNFINISHED = ".saving"
 _FREE_KEYS = {
     "train.log_every",
     "train.evaluate_every",
@@ -49,9 +50,11 @@ class CheckpointError(UserError):
 class TrainingState:
     """What a resumed training needs beside the model."""
 
-    recipe: Recipe
     step: int
     """Steps that are done."""
+    recipe: Recipe
+    text: dict[str, Any]
+    """What the training text was."""
     optimizer: dict[str, Tensor]
     """The optimiser's tensors by `parameter name/state name`."""
 
@@ -70,14 +73,15 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
 
 def load_config(path: Path) -> ModelConfig:
     """The configuration of a checkpoint folder. Raises CheckpointError."""
+    file = path / "config.json"
     try:
-        values = json.loads(read_text(path / "config.json"))
-        if not isinstance(values, dict) or values.pop("model_type", None) != MODEL_TYPE:
-            raise CheckpointError(f'{path / "config.json"} is not of a terseformer model ("model_type": "{MODEL_TYPE}")')
-        values = {name: value for name, value in values.items() if name not in ("architectures", "dtype")}
-        return from_json(ModelConfig, json.dumps(values))
+        values = json.loads(read_text(file))
+        if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
+            raise ConfigError(f'it is not of a terseformer model ("model_type": "{MODEL_TYPE}")')
+        foreign = ("model_type", "architectures", "dtype")
+        return from_dict(ModelConfig, {name: value for name, value in values.items() if name not in foreign})
     except (ConfigError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path / 'config.json'} cannot be used: {error}") from None
+        raise CheckpointError(f"{file} cannot be used: {error}; {_instead(path)}") from None
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -93,7 +97,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if name in own and tensor.shape != own[name].shape
     ]
     if problems:
-        raise CheckpointError(f"{path / 'model.safetensors'} does not fit its config.json: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{path / 'model.safetensors'} does not fit its config.json: {'; '.join(problems)}; {_instead(path)}"
+        )
     model.load_state_dict(tensors, strict=False)
 
 
@@ -105,13 +111,24 @@ def find(folder: str | os.PathLike[str]) -> Path:
     steps = checkpoints(folder)
     if steps:
         return steps[-1]
-    what = "holds neither config.json nor step-* folders" if folder.is_dir() else "does not exist"
-    raise CheckpointError(f"no checkpoint at {folder}: it {what}; give a checkpoint folder or a run's folder")
+    what = "holds neither config.json nor step-* folders" if folder.is_dir() else "is no folder"
+    raise CheckpointError(f"no checkpoint at {folder}: it {what}; give a checkpoint's or a run's folder")
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
     return sorted(p for p in run.glob(f"{_PREFIX}*") if (p / "config.json").is_file())
+
+
+def last_good(run: Path) -> str:
+    """Says which checkpoint of a run is the last, for messages."""
+    whole = checkpoints(run)
+    return f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where a run's checkpoint after a step stands."""
+    return run / f"{_PREFIX}{step:08d}"
 
 
 def save(
@@ -120,55 +137,55 @@ def save(
     model: CausalLM,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
-    tokenizer: Path,
-    end_of_text_id: int,
-    keep: int,
+    prepared: PreparedData,
 ) -> Path:
-    """Writes a checkpoint: all of it, or nothing; then deletes the oldest beyond `keep`.
+    """Writes a checkpoint: all of it, or nothing.
+
+    Of the run's others, `train.keep_checkpoints` stay; later ones, from which the run was taken back, go.
 
     Raises:
         CheckpointError: the disk is full or not writable; earlier checkpoints are whole.
     """
-    final = run / f"{_PREFIX}{step:08d}"
-    building = None
+    final, building = folder_of(run, step), run / _UNFINISHED
+    training = building / "training"
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=run, prefix=".saving-"))
-        training = building / "training"
-        training.mkdir()
+        shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+        training.mkdir(parents=True)
         config = {"model_type": MODEL_TYPE, "architectures": ["CausalLM"], "dtype": "float32", **to_dict(model.config)}
-        _write(building / "config.json", json.dumps(config, indent=2) + "\n")
-        generation = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
-        _write(building / "generation_config.json", json.dumps(generation, indent=2) + "\n")
-        shutil.copyfile(tokenizer, building / "tokenizer.json")
+        _write_json(building / "config.json", config)
+        end = prepared.train.end_of_text_id
+        _write_json(building / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+        shutil.copyfile(prepared.tokenizer_path, building / "tokenizer.json")
         aliases = _aliases(model)
         weights = {name: t.detach().contiguous() for name, t in model.state_dict().items() if name not in aliases}
         save_file(weights, building / "model.safetensors", metadata={"format": "pt"})
         save_file(optimizer_tensors(model, optimizer), training / "optimizer.safetensors")
-        _write(training / "recipe.toml", to_toml(recipe))
+        (training / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
         files = sorted(p for p in building.rglob("*") if p.is_file())
-        sums = {str(p.relative_to(building)): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
-        _write(training / "state.json", json.dumps({"step": step, "files": sums}, indent=2) + "\n")
+        sums = {p.relative_to(building).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+        _write_json(training / "state.json", {"step": step, "text": _text(prepared), "files": sums})
         for path in (*files, training / "state.json", training, building):
             _sync(path)
         if final.exists():
-            shutil.rmtree(final)
+            remove(final)
         os.replace(building, final)
         _sync(run)
+        kept = checkpoints(run)
+        place = kept.index(final) + 1
+        for old in (*kept[: max(0, place - recipe.train.keep_checkpoints)], *kept[place:]):
+            remove(old)
     except (OSError, SafetensorError) as error:
-        if building is not None:
-            shutil.rmtree(building, ignore_errors=True)
-        whole = checkpoints(run)
-        last = f"the last whole checkpoint is {whole[-1]}" if whole else "there is no earlier checkpoint"
-        raise CheckpointError(f"could not write {final}: {error}; {last}; free some space, then --resume") from None
-    for old in checkpoints(run)[:-keep]:
-        remove(old)
+        raise CheckpointError(
+            f"cannot write {final}: {error}; {last_good(run)}; mend this and go on with --resume"
+        ) from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
     return final
 
 
 def remove(path: Path) -> None:
     """Deletes a checkpoint; one that is deleted in part is no checkpoint any more."""
-    (path / "config.json").unlink()
+    (path / "config.json").unlink(missing_ok=True)
     shutil.rmtree(path)
 
 
@@ -178,38 +195,49 @@ def load_training(path: Path) -> TrainingState:
     Raises:
         CheckpointError: it was made without one, or a file is missing or damaged; names the one before it.
     """
-    earlier = [p for p in checkpoints(path.parent) if p.name < path.name]
-    advice = f"resume from the one before it: --resume {earlier[-1]}" if earlier else "there is none before it"
     if not (path / "training").is_dir():
-        raise CheckpointError(f"{path} has no training state, so that training cannot go on from it; {advice}")
+        raise CheckpointError(f"{path} has no training state, so that training cannot go on from it; {_instead(path)}")
     try:
         state = json.loads(read_text(path / "training" / "state.json"))
         for name, expected in state["files"].items():
             file = path / name
             if not file.is_file():
-                raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing; {advice}")
+                raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing; {_instead(path)}")
             if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-                raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written; {advice}")
-        recipe = from_toml(Recipe, read_text(path / "training" / "recipe.toml"))
-        return TrainingState(recipe, int(state["step"]), _read_tensors(path / "training" / "optimizer.safetensors"))
-    except (ConfigError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: its training state cannot be read: {error}; {advice}") from None
+                raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written; {_instead(path)}")
+        tensors = _read_tensors(path / "training" / "optimizer.safetensors")
+        return TrainingState(int(state["step"]), load_recipe(path), state["text"], tensors)
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: training/state.json cannot be used: {error}; {_instead(path)}"
+        ) from None
 
 
-def check_same_recipe(given: Recipe, saved: Recipe, path: Path) -> None:
-    """Raises CheckpointError where a recipe differs from a checkpoint's in what changes the result."""
-    new, old = _flat(to_dict(given)), _flat(to_dict(saved))
+def load_recipe(path: Path) -> Recipe:
+    """The recipe that a checkpoint was trained with. Raises CheckpointError."""
+    file = path / "training" / "recipe.toml"
+    try:
+        return from_toml(Recipe, read_text(file))
+    except ConfigError as error:
+        raise CheckpointError(f"{file} cannot be used: {error}") from None
+
+
+def check_same_run(state: TrainingState, path: Path, recipe: Recipe, prepared: PreparedData) -> None:
+    """Raises CheckpointError where recipe or text differ from a checkpoint's in what changes the result."""
+    given, saved = to_dict(recipe), to_dict(state.recipe)
+    given["text"], saved["text"] = _text(prepared), state.text
+    new, old = _flat(given), _flat(saved)
     for key in sorted(new.keys() | old.keys()):
         if key not in _FREE_KEYS and new.get(key) != old.get(key):
             raise CheckpointError(
-                f"{key} = {new.get(key)!r}, but {path} was trained with {old.get(key)!r}; give the same recipe, "
-                "or train into another folder with --out"
+                f"{key} = {new.get(key)!r}, but {path} was trained with {old.get(key)!r}; give the same recipe and "
+                "text, or train into another folder with --out"
             )
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's state as tensors by `parameter name/state name`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -219,11 +247,15 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Gives an optimiser the state that `optimizer_tensors` took."""
-    parameters = dict(model.named_parameters())
+    """Gives an optimiser the state that `optimizer_tensors` took, on the parameters' device."""
+    states: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
-        optimizer.state[parameters[name]][key] = tensor.clone()
+        states.setdefault(name, {})[key] = tensor.clone()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    numbered = {number: states[name] for number, name in enumerate(order) if name in states}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": numbered})
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
@@ -237,13 +269,26 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     return shared
 
 
+def _text(prepared: PreparedData) -> dict[str, Any]:
+    """By what a training text is known again."""
+    file = prepared.train
+    return {"tokenizer_sha256": file.tokenizer_sha256, "num_tokens": file.num_tokens, "num_bytes": file.num_bytes}
+
+
+def _instead(path: Path) -> str:
+    """Advice to somebody whose checkpoint cannot be used."""
+    earlier = [p for p in checkpoints(path.parent) if p.name < path.name]
+    return f"the checkpoint before it is {earlier[-1]}" if earlier else "there is no checkpoint before it"
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    folder = path.parent.parent if path.parent.name == "training" else path.parent
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
+        raise CheckpointError(f"{path} is missing; {_instead(folder)}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError(f"{path} is damaged: {error}; {_instead(folder)}") from None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -253,8 +298,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

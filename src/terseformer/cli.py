@@ -1,32 +1,48 @@
 """The command `terse`: verbs become function calls, nothing else."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: flags are made from annotations whose names are imported late.
 
 import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from terseformer.errors import UserError
+
+if TYPE_CHECKING:
+    from terseformer.config import Recipe
 
 _USAGE = """\
 terse: Scaling Transformers, trained beside their dense twins and decoded on CPUs
 
   terse demo                                          train a sparse and a dense model, compare them, let both write
   terse data recipes/small-1m.toml                    make the token files of a recipe
-  terse train recipes/small-1m.toml                   train it; Ctrl-C saves, --resume goes on
-  terse train recipes/small-1m.toml --train.steps 500 --model.preset small-1m-ff64
+  terse train recipes/small-1m.toml                   train it; Ctrl-C saves
+  terse train recipes/small-1m.toml --resume          go on
+  terse train recipes/small-1m.toml --train.steps 500 --model.preset small-1m-ff64 --out runs/ff64
+  torchrun --nproc-per-node 2 -m terseformer train recipes/small-1m.toml
   terse evaluate runs/small-1m                        loss, perplexity and bits per byte
-  terse generate runs/small-1m "In the beginning"     write
+  terse evaluate runs/small-1m --files my-text.txt    of other text
+  terse generate runs/small-1m "In the beginning"     write; --temperature 0 takes the likeliest token each time
   terse info runs/small-1m                            sizes, FLOPs and bytes per token; of presets and recipes too
   terse bench                                         measure speed on this machine
 
   terse VERB --help lists a verb's flags.
 """
 
-Words = Annotated[str, "positional"]
+_TRAIN_FLAGS = """\
+  --out FOLDER           where the run goes (default: runs/ and the recipe's name)
+  --resume [CHECKPOINT]  go on from the run's newest checkpoint, or from this one
+  --quiet                show nothing but the result
+"""
 
 
 def main() -> None:
@@ -49,37 +65,28 @@ def main() -> None:
         "info": _info,
         "train": _train,
     }
+    verb, rest = args[0], args[1:]
     try:
-        if args[0] not in verbs:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], verbs, n=1, cutoff=0.0)[0]
-            raise UserError(f"no such verb: {args[0]}; the nearest is {near}, allowed are {', '.join(verbs)}")
-        verbs[args[0]](args[1:])
+        if verb not in verbs:
+            raise UserError(f"no such verb: {verb}; the nearest is {_nearest(verb, verbs)} of {', '.join(verbs)}")
+        if _wants_help(rest):
+            examples = [line for line in _USAGE.splitlines() if re.search(rf"(^  terse|-m terseformer) {verb}\b", line)]
+            print("\n".join(examples), end="\n\n")
+        verbs[verb](rest)
     except UserError as error:
         print(f"terse: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _call(function: Callable[..., Any], args: Sequence[str], verb: str) -> Any:
-    """Calls a function with flags made from its signature."""
-    import tyro
-
-    return tyro.cli(function, args=list(args), prog=f"terse {verb}", config=(tyro.conf.OmitArgPrefixes,))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"terse: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _data(args: Sequence[str]) -> None:
-    from terseformer.recipe import load_recipe, parse_flags, show_flags
-
-    path, rest = _recipe_argument(args, "data")
-    if "--help" in rest or "-h" in rest:
-        return show_flags(load_recipe(path), "terse data RECIPE.toml")
-    recipe = load_recipe(path, parse_flags(rest))
+    recipe, _ = _recipe("data", args)
 
     from terseformer.data import prepare_in_cache
 
@@ -96,21 +103,12 @@ def _data(args: Sequence[str]) -> None:
 
 
 def _train(args: Sequence[str]) -> None:
-    from terseformer.recipe import load_recipe, parse_flags, show_flags
-
-    path, rest = _recipe_argument(args, "train")
-    if "--help" in rest or "-h" in rest:
-        print(
-            "terse train RECIPE.toml [--out FOLDER] [--resume [CHECKPOINT]] [--quiet] [FLAGS OF THE RECIPE]\n\n"
-            "  --out FOLDER           where the run goes (default: runs/ and the recipe's name)\n"
-            "  --resume [CHECKPOINT]  go on from the run's newest checkpoint, or from this one\n"
-            "  --quiet                show nothing but the result\n"
-        )
-        return show_flags(load_recipe(path), "terse train RECIPE.toml")
-    rest, out = _take(rest, "--out", needs_value=True)
+    if _wants_help(args):
+        print(_TRAIN_FLAGS)
+    rest, out = _take(args, "--out", needs_value=True)
     rest, resume = _take(rest, "--resume")
     rest, quiet = _take(rest, "--quiet", takes_value=False)
-    recipe = load_recipe(path, parse_flags(rest))
+    recipe, path = _recipe("train", rest)
     run = Path(out or Path("runs") / path.stem)
 
     from terseformer.train import Interrupted, train
@@ -120,15 +118,12 @@ def _train(args: Sequence[str]) -> None:
     except Interrupted as stop:
         print(f"terse: {stop}", file=sys.stderr)
         sys.exit(130)
-    print(f"trained: {last}\n\n  terse evaluate {run}\n  terse generate {run} {recipe.train.sample_prompt!r}")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        print(f"trained: {last}\n\n  terse evaluate {run}\n  terse generate {run} {recipe.train.sample_prompt!r}")
 
 
 def _evaluate(args: Sequence[str]) -> None:
-    import tyro
-
-    def evaluate(
-        checkpoint: Annotated[Path, tyro.conf.Positional], files: tuple[Path, ...] = (), sequences: int = 0
-    ) -> None:
+    def evaluate(checkpoint: Path, /, files: tuple[str, ...] = (), sequences: int = 0) -> None:
         """Loss, perplexity and bits per byte of a checkpoint.
 
         Args:
@@ -145,19 +140,13 @@ def _evaluate(args: Sequence[str]) -> None:
             print(f"bits per byte   {result.bits_per_byte:.4f}")
         print(f"tokens          {result.tokens:,} in {result.seconds:.1f} s, {result.tokens_per_second:,.0f} a second")
 
-    _call(evaluate, args, "evaluate")
+    _call("evaluate", evaluate, args)
 
 
 def _generate(args: Sequence[str]) -> None:
-    import tyro
+    from terseformer.sampling import DEFAULT_SAMPLING, SamplingConfig
 
-    from terseformer.sampling import SamplingConfig
-
-    def generate(
-        checkpoint: Annotated[Path, tyro.conf.Positional],
-        prompt: Annotated[str, tyro.conf.Positional] = "",
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
-    ) -> None:
+    def generate(checkpoint: Path, prompt: str = "", /, sampling: SamplingConfig = DEFAULT_SAMPLING) -> None:
         """Continues a prompt and prints the text as it comes.
 
         Args:
@@ -165,24 +154,22 @@ def _generate(args: Sequence[str]) -> None:
             prompt: the beginning; without one, the model begins a document.
             sampling: how the text is drawn.
         """
-        from terseformer import checkpoint as checkpoints
+        from terseformer.checkpoint import find, load
         from terseformer.data import load_tokenizer
         from terseformer.generate import stream
 
-        folder = checkpoints.find(checkpoint)
-        pieces = stream(checkpoints.load(folder), load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
+        folder = find(checkpoint)
+        pieces = stream(load(folder), load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
         print(prompt, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
 
-    _call(generate, args, "generate")
+    _call("generate", generate, args)
 
 
 def _info(args: Sequence[str]) -> None:
-    import tyro
-
-    def info(model: Annotated[str, tyro.conf.Positional] = "", context: int = 0) -> None:
+    def info(model: str = "", /, context: int = 0) -> None:
         """Sizes, FLOPs and bytes per token of a model, and what this installation runs on.
 
         Args:
@@ -193,39 +180,84 @@ def _info(args: Sequence[str]) -> None:
 
         show(model, context)
 
-    _call(info, args, "info")
+    _call("info", info, args)
 
 
 def _bench(args: Sequence[str]) -> None:
     from terseformer.bench import bench, show
 
-    result = _call(bench, args, "bench")
-    show(result)
+    show(_call("bench", bench, args))
 
 
 def _demo(args: Sequence[str]) -> None:
     from terseformer.demo import demo
 
-    _call(demo, args, "demo")
+    _call("demo", demo, args)
 
 
-def _recipe_argument(args: Sequence[str], verb: str) -> tuple[Path, list[str]]:
-    if args and not args[0].startswith("-"):
-        return Path(args[0]), list(args[1:])
-    raise UserError(f"terse {verb} needs a recipe first, such as: terse {verb} recipes/small-1m.toml")
+def _wants_help(args: Sequence[str]) -> bool:
+    return "--help" in args or "-h" in args
+
+
+def _nearest(word: str, words: Any) -> str:
+    return difflib.get_close_matches(word, words, n=1, cutoff=0.0)[0]
+
+
+def _call(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
+    """Calls a function with flags made from its signature; parameters before `/` have none."""
+    import tyro
+
+    names: list[str] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        has_fields = dataclasses.is_dataclass(parameter.default)
+        names += [f.name for f in dataclasses.fields(parameter.default)] if has_fields else [name]
+    flags = ["--help", *(f"--{name.replace('_', '-')}" for name in names)]
+    for arg in args:
+        flag = arg.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in flags:
+            raise UserError(f"no such flag: {flag}; the nearest is {_nearest(flag, flags)}, --help lists them all")
+
+    @functools.wraps(function)
+    def bind(*values: Any, **named: Any) -> Callable[[], Any]:
+        return functools.partial(function, *values, **named)
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            call = tyro.cli(bind, args=list(args), prog=f"terse {verb}", config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:]]
+        raise UserError(f"{' '.join(lines[: lines.index('')])}; terse {verb} --help lists what there is") from None
+    return call()
+
+
+def _recipe(verb: str, args: Sequence[str]) -> "tuple[Recipe, Path]":
+    """The recipe that a command line names, with its changes, and the recipe's path; or help, and the end."""
+    from terseformer.config import Recipe
+    from terseformer.recipe import load_recipe, parse_flags, show_flags
+
+    path = Path(args[0]) if args and not args[0].startswith("-") else None
+    if _wants_help(args):
+        show_flags(load_recipe(path) if path else Recipe(), f"terse {verb} RECIPE.toml")
+        sys.exit()
+    if path is None:
+        raise UserError(f"terse {verb} needs a recipe first, such as: terse {verb} recipes/small-1m.toml")
+    return load_recipe(path, parse_flags(args[1:])), path
 
 
 def _take(
-    args: list[str], flag: str, takes_value: bool = True, needs_value: bool = False
-) -> tuple[list[str], str | None]:
+    args: Sequence[str], flag: str, takes_value: bool = True, needs_value: bool = False
+) -> tuple[Sequence[str], str | None]:
     """Takes a flag and its value out of a command line: (the rest, None if absent, "" if bare)."""
     for index, arg in enumerate(args):
         if takes_value and arg.startswith(f"{flag}="):
-            return args[:index] + args[index + 1 :], arg.partition("=")[2]
+            return [*args[:index], *args[index + 1 :]], arg.partition("=")[2]
         if arg == flag:
             follows = args[index + 1 : index + 2]
             has_value = takes_value and bool(follows) and not follows[0].startswith("--")
             if needs_value and not has_value:
                 raise UserError(f"{flag} needs a value")
-            return args[:index] + args[index + 1 + has_value :], follows[0] if has_value else ""
+            return [*args[:index], *args[index + 1 + has_value :]], follows[0] if has_value else ""
     return args, None

@@ -22,7 +22,11 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-# ---------------------------------------------------------------------------------- feed-forward
+def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:
+    _require(of > 0 and value % of == 0, f"{name} = {value} is not a multiple of {of_name} = {of}; change one of them")
+
+
+# Feed-forward layers.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +63,12 @@ class SparseFeedForwardConfig:
     """Scale the second matrix by sqrt(N) at initialisation, which keeps the variance of the output."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.ff_block_size > 0 and self.intermediate_size % self.ff_block_size == 0,
-            f"feed_forward.intermediate_size = {self.intermediate_size} is not a multiple of "
-            f"feed_forward.ff_block_size = {self.ff_block_size}; change one of them",
+        _require_multiple(
+            "feed_forward.intermediate_size", self.intermediate_size, "feed_forward.ff_block_size", self.ff_block_size
         )
-        _require(self.controller_rank > 0, f"feed_forward.controller_rank must be at least 1, not {self.controller_rank}")
+        _require(
+            self.controller_rank > 0, f"feed_forward.controller_rank must be at least 1, not {self.controller_rank}"
+        )
         _require(0 <= self.quant_prob <= 1, f"feed_forward.quant_prob must lie in [0, 1], not {self.quant_prob}")
         _require(self.temperature >= 0, f"feed_forward.temperature must be at least 0, not {self.temperature}")
 
@@ -77,10 +81,8 @@ class _ExpertFeedForwardConfig:
     """Contiguous blocks of F / num_experts units; one whole block is used for each token."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.num_experts > 0 and self.intermediate_size % self.num_experts == 0,
-            f"feed_forward.intermediate_size = {self.intermediate_size} is not a multiple of "
-            f"feed_forward.num_experts = {self.num_experts}; change one of them",
+        _require_multiple(
+            "feed_forward.intermediate_size", self.intermediate_size, "feed_forward.num_experts", self.num_experts
         )
 
 
@@ -104,11 +106,9 @@ class SwitchFeedForwardConfig(_ExpertFeedForwardConfig):
     """Factor of the Gumbel noise when training draws its choice."""
 
 
-FeedForwardConfig = (
-    DenseFeedForwardConfig | SparseFeedForwardConfig | BlockFeedForwardConfig | SwitchFeedForwardConfig
-)
+FeedForwardConfig = DenseFeedForwardConfig | SparseFeedForwardConfig | BlockFeedForwardConfig | SwitchFeedForwardConfig
 
-# -------------------------------------------------------------------------- attention projections
+# Attention projections.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ AttentionProjectionConfig = (
     | SparseProjectionConfig
 )
 
-# ------------------------------------------------------------------------------------------ head
+# Heads.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ class MultiplicativeHeadConfig:
 
 HeadConfig = DenseHeadConfig | MultiplicativeHeadConfig
 
-# ----------------------------------------------------------------------------------------- model
+# The model.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,31 +274,27 @@ class ModelConfig:
     """From the last hidden vector to the logits."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
             _require(getattr(self, name) > 0, f"model.{name} must be at least 1, not {getattr(self, name)}")
-        _require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"model.hidden_size = {self.hidden_size} is not a multiple of "
-            f"model.num_attention_heads = {self.num_attention_heads}; change one of them",
-        )
+        _require_multiple("model.hidden_size", self.hidden_size, "model.num_attention_heads", self.num_attention_heads)
         if self.position == "rotary":
             _require(
                 self.head_dim % 2 == 0,
-                f"model.position = 'rotary' needs an even head width, not {self.head_dim}; change model.num_attention_heads",
+                f"model.position = 'rotary' needs an even head width, not {self.head_dim}; "
+                "change model.num_attention_heads",
             )
         modules = getattr(self.attention, "qkv_modules", 1)
-        _require(
-            modules > 0 and self.hidden_size % modules == 0,
-            f"model.hidden_size = {self.hidden_size} is not a multiple of attention.qkv_modules = {modules}; change one of them",
-        )
+        _require_multiple("model.hidden_size", self.hidden_size, "attention.qkv_modules", modules)
         kernel = getattr(self.attention, "module_kernel", 1)
         _require(kernel % 2 == 1, f"attention.module_kernel must be odd, not {kernel}")
         if isinstance(self.head, MultiplicativeHeadConfig):
-            _require(
-                self.head.head_modules > 0 and self.vocab_size % self.head.head_modules == 0,
-                f"model.vocab_size = {self.vocab_size} is not a multiple of head.head_modules = {self.head.head_modules}; "
-                "change one of them",
-            )
+            _require_multiple("model.vocab_size", self.vocab_size, "head.head_modules", self.head.head_modules)
         for name in ("dropout", "attention_dropout"):
             _require(0 <= getattr(self, name) < 1, f"model.{name} must lie in [0, 1), not {getattr(self, name)}")
 
@@ -308,7 +304,7 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-# ------------------------------------------------------------------------------------------ data
+# Data.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +333,7 @@ class DataConfig:
         )
 
 
-# ----------------------------------------------------------------------------------------- train
+# Training.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,12 +386,20 @@ class TrainConfig:
     """Prompt of the sample that each validation prints."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "sequence_length", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "sequence_length",
+            "gradient_accumulation_steps",
+            "keep_checkpoints",
+            "log_every",
+        ):
             _require(getattr(self, name) > 0, f"train.{name} must be at least 1, not {getattr(self, name)}")
-        _require(
-            self.batch_size % self.gradient_accumulation_steps == 0,
-            f"train.batch_size = {self.batch_size} is not a multiple of "
-            f"train.gradient_accumulation_steps = {self.gradient_accumulation_steps}; change one of them",
+        _require_multiple(
+            "train.batch_size",
+            self.batch_size,
+            "train.gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
         )
         _require(self.learning_rate > 0, f"train.learning_rate must be above 0, not {self.learning_rate}")
 

@@ -35,7 +35,7 @@ class _Misfit(ConfigError):
 
 def _strict(kind: type, allowed: tuple[type, ...]) -> Any:
     def structure(value: Any, _: Any) -> Any:
-        if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
+        if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
             raise _Misfit(f"needs {kind.__name__}, not {value!r}")
         return kind(value)
 

@@ -97,7 +97,7 @@ def _compare(trainers: dict[str, Trainer], seconds: dict[str, list[float]], cons
     table = Table("", *trainers)
     results = {name: trainer.evaluate(0)[0] for name, trainer in trainers.items()}
     costs = {name: account(trainer.recipe.model) for name, trainer in trainers.items()}
-    sampling = SamplingConfig(max_new_tokens=64, temperature=0)
+    sampling = SamplingConfig(max_new_tokens=64, temperature=0.0)
     decodes = in_turn(
         [lambda t=t: generate(t.model, t.data.tokenizer, _PROMPT, sampling) for t in trainers.values()], 3, warm_up=1
     )

@@ -15,7 +15,7 @@ from terseformer.data import DataError, end_of_text_id
 from terseformer.evaluate import eval_mode
 from terseformer.model import CausalLM
 from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig, new_generator, sample
-from terseformer.state import DecodeState, FrameMemory, KeyValueCache, LayerState, RecurrentCarry
+from terseformer.state import DecodeState
 
 PREFILL_TOKENS = 2048
 """Tokens of prompts, over all rows, that the model reads in one call."""
@@ -124,24 +124,11 @@ def _steps(
         if not kept:
             return
         if len(kept) < len(rows):
-            rows, tokens, state = [rows[i] for i in kept], tokens[kept], _select(state, kept)
+            rows, tokens, state = [rows[i] for i in kept], tokens[kept], state.select(kept)
             seen = seen[kept] if seen is not None else None
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         logits = _read_tokens(model, tokens, state)
-
-
-def _select(state: DecodeState, rows: list[int]) -> DecodeState:
-    """A state that holds only these rows."""
-    layers = [
-        LayerState(
-            KeyValueCache(layer.cache.keys[rows], layer.cache.values[rows]),
-            {name: FrameMemory(memory.frames[rows]) for name, memory in layer.memories.items()},
-            [RecurrentCarry(carry.carry[rows]) for carry in layer.carries],
-        )
-        for layer in state.layers
-    ]
-    return DecodeState(state.lengths[rows], layers)
 
 
 @torch.inference_mode()

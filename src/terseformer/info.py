@@ -7,11 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from terseformer import native
 from terseformer.accounting import account
 from terseformer.config import ConfigError, ModelConfig
+from terseformer.errors import UserError
 from terseformer.presets import PRESETS, dense_twin, preset
 from terseformer.recipe import load_recipe
 
@@ -19,10 +20,15 @@ from terseformer.recipe import load_recipe
 def show(model: str, context: int = 0) -> None:
     """Prints the costs of a checkpoint, recipe or preset, or of all presets, and the machine.
 
+    Args:
+        model: a checkpoint's or run's folder, a recipe's path or a preset's name; empty: the presets.
+        context: tokens that attention looks at.
+
     Raises:
-        ConfigError: there is no such thing.
+        CheckpointError, ConfigError: there is no such thing, or it is damaged.
+        UserError: the instruction set that was asked for is unknown here.
     """
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     if model:
         _show_model(console, model, _config(model), context)
     else:
@@ -44,9 +50,13 @@ def _config(model: str) -> ModelConfig:
         raise ConfigError(f"{model!r} is neither a folder nor a recipe (.toml), and {error}") from None
 
 
+def _table(first: str, *numbers: str, title: str | None = None) -> Table:
+    return Table(Column(first, no_wrap=True), *(Column(name, justify="right") for name in numbers), title=title)
+
+
 def _show_model(console: Console, name: str, config: ModelConfig, context: int) -> None:
     costs = account(config, context)
-    table = Table("part", "count", "parameters", "read per token", "multiply-adds per token", title=name)
+    table = _table("part", "count", "parameters", "read per token", "multiply-adds per token", title=name)
     for part in costs.parts:
         total = part.total
         table.add_row(
@@ -55,25 +65,31 @@ def _show_model(console: Console, name: str, config: ModelConfig, context: int) 
     table.add_section()
     total = costs.total
     table.add_row("all", "", f"{total.parameters:,}", f"{total.parameters_read:,}", f"{total.macs:,}", style="bold")
-    console.print(table)
-    twin = account(dense_twin(config), context)
+    console.print(table, soft_wrap=False)
+    console.print(f"a token: {costs.flops_per_token:,} FLOPs, {costs.bytes_per_token(4) / 1e6:,.2f} MB of f32 weights")
+    try:
+        twin = account(dense_twin(config), context)
+    except ConfigError:
+        return console.print("there is no dense twin within 1 % of its parameters")
     console.print(
-        f"a token: {costs.flops_per_token:,} FLOPs, {costs.bytes_per_token(4) / 1e6:,.2f} MB of f32 weights; "
-        f"the dense twin ({twin.parameters:,} parameters): {twin.flops_per_token:,} FLOPs, "
-        f"{twin.bytes_per_token(4) / 1e6:,.2f} MB",
-        highlight=False,
+        f"the dense twin, {twin.parameters:,} parameters: {twin.flops_per_token:,} FLOPs, "
+        f"{twin.bytes_per_token(4) / 1e6:,.2f} MB"
     )
 
 
 def _show_presets(console: Console, context: int) -> None:
-    table = Table("preset", "parameters", "read per token", "share read", "FLOPs per token")
+    table = _table("preset", "parameters", "read per token", "share", "FLOPs per token")
     for name, config in PRESETS.items():
         costs = account(config, context)
         read = costs.total.parameters_read
-        table.add_row(
-            name, f"{costs.parameters:,}", f"{read:,}", f"{read / costs.parameters:.1%}", f"{costs.flops_per_token:,}"
-        )
-    console.print(table)
+        share = f"{read / costs.parameters:.1%}"
+        table.add_row(name, short(costs.parameters), short(read), share, short(costs.flops_per_token))
+    console.print(table, soft_wrap=False)
+
+
+def short(number: int) -> str:
+    """A large number for people: `1.43 M`, `7.18 G`."""
+    return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
 def _show_machine(console: Console) -> None:
@@ -86,9 +102,12 @@ def _show_machine(console: Console) -> None:
         except PackageNotFoundError:
             packages.append(f"{name} (not installed)")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    console.print(f"{', '.join(packages)}, Python {platform.python_version()}", highlight=False)
+    try:
+        instructions = f"instruction set {native.isa()} of {', '.join(native.supported_isas())}"
+    except ValueError as error:  # TERSE_ISA
+        raise UserError(str(error)) from None
+    console.print(f"{', '.join(packages)}, Python {platform.python_version()}")
     console.print(
-        f"{device}; {native.physical_cores()} physical cores allowed, {torch.get_num_threads()} threads of PyTorch; "
-        f"instruction set {native.isa()} of {', '.join(native.supported_isas())}",
-        highlight=False,
+        f"{device}, {native.physical_cores()} physical cores allowed, {torch.get_num_threads()} threads of PyTorch, "
+        f"{instructions}"
     )

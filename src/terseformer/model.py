@@ -122,10 +122,10 @@ class CausalLM(nn.Module):
         else:
             positions = positions + state.lengths[:, None]
             end = int((state.lengths + (tokens.shape[1] if num_real is None else num_real)).max())
-        if end > self.config.max_position_embeddings:
+        limit = self.config.max_position_embeddings
+        if end > limit:
             raise ValueError(
-                f"the sequence reaches {end} tokens, but max_position_embeddings is {self.config.max_position_embeddings}; "
-                "shorten the input"
+                f"the sequence reaches {end} tokens, but max_position_embeddings is {limit}; shorten the input"
             )
         if state is not None and end > state.capacity:
             raise ValueError(f"position {end - 1} does not fit a state of capacity {state.capacity}; make a larger one")

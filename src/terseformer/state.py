@@ -124,3 +124,15 @@ class DecodeState:
     def clone(self) -> DecodeState:
         """A copy that goes its own way."""
         return copy.deepcopy(self)
+
+    def select(self, rows: list[int]) -> DecodeState:
+        """A state that holds only these rows, in this order."""
+        layers = [
+            LayerState(
+                KeyValueCache(layer.cache.keys[rows], layer.cache.values[rows]),
+                {name: FrameMemory(memory.frames[rows]) for name, memory in layer.memories.items()},
+                [RecurrentCarry(carry.carry[rows]) for carry in layer.carries],
+            )
+            for layer in self.layers
+        ]
+        return DecodeState(self.lengths[rows], layers)

@@ -7,19 +7,20 @@ are functions of (seed, step, rank), so that a resumed run repeats an uninterrup
 from __future__ import annotations
 
 import hashlib
-import math
+import logging
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,11 +29,12 @@ from terseformer.config import ConfigError, Recipe
 from terseformer.controller_stats import ControllerStatistics, ControllerUse
 from terseformer.errors import UserError
 from terseformer.evaluate import Evaluation, evaluate
+from terseformer.generate import generate
 from terseformer.layers.feedforward import SparseFeedForward
-from terseformer.layers.head import MixedHead
 from terseformer.model import CausalLM
 from terseformer.optim import learning_rate, make_optimizer, set_learning_rate
-from terseformer.training_log import TrainingLog
+from terseformer.sampling import SamplingConfig
+from terseformer.training_log import Step, TrainingLog
 
 
 class TrainingError(UserError):
@@ -47,66 +49,50 @@ class Interrupted(Exception):
         self.checkpoint = path
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one step did."""
-
-    step: int
-    """Number of the step, from 1."""
-    loss: float
-    """Mean training loss of this process, nats per token."""
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    """Tokens of the step, over all processes."""
-    seconds: float
-
-
 class Trainer:
-    """A model in training, one step at a time.
+    """A model in training, one step at a time: make it, `resume` if need be, `start`, then `advance`.
 
     Args:
         recipe: model, data and training.
         run: folder of the checkpoints.
         prepared: the token files.
+        accelerator: the processes.
 
     Raises:
-        ConfigError: the tokenizer has more tokens than the model.
+        ConfigError: parts of the recipe do not fit each other or the number of processes.
+        DataError: the text is shorter than one sequence.
     """
 
     def __init__(self, recipe: Recipe, run: Path, prepared: data.PreparedData, accelerator: Accelerator) -> None:
-        config = recipe.train
-        if prepared.train.vocab_size > recipe.model.vocab_size:
-            raise ConfigError(
-                f"the tokenizer has {prepared.train.vocab_size} tokens, but model.vocab_size = {recipe.model.vocab_size}; "
-                "set it, or data.vocab_size, so that they agree"
-            )
+        _check(recipe, prepared, accelerator.num_processes)
         self.recipe, self.run, self.data, self.accelerator = recipe, run, prepared, accelerator
-        torch.manual_seed(config.seed)
-        self.model = CausalLM(recipe.model)
-        self.optimizer = make_optimizer(self.model, config)
         self.step = 0
-        self._sparse = [layer for layer in self.model.modules() if isinstance(layer, SparseFeedForward)]
-        self._first_quant_probs = [layer.quant_prob for layer in self._sparse]
-        data.num_windows(len(prepared.train.tokens), config.sequence_length)  # raises if the corpus is too short
-        self._wrapped: nn.Module = self.model
+        torch.manual_seed(recipe.train.seed)
+        self.model = CausalLM(recipe.model).to(accelerator.device)
+        self.optimizer = make_optimizer(self.model, recipe.train)
+        self._parallel: nn.Module = self.model
+        self._controlled = [
+            (layer, layer.quant_prob)
+            for layer in self.model.modules()
+            if isinstance(layer, SparseFeedForward) and layer.policy == "straight_through"
+        ]
 
     def resume(self, path: Path) -> None:
         """Takes weights, optimiser state and step from a checkpoint. Raises CheckpointError."""
         state = checkpoint.load_training(path)
-        checkpoint.check_same_recipe(self.recipe, state.recipe, path)
+        checkpoint.check_same_run(state, path, self.recipe, self.data)
         checkpoint.load_weights(self.model, path)
         checkpoint.restore_optimizer(self.model, self.optimizer, state.optimizer)
         self.step = state.step
 
     def start(self) -> None:
-        """Hands the model to its device, its processes and, if asked for, the compiler."""
+        """Hands the model to the compiler, if asked for, and to all processes."""
         if self.recipe.train.compile:
+            # A controller tosses its coin outside of the graph; that is meant and nothing to warn users of.
+            logging.getLogger("torch._dynamo.variables.tensor").setLevel(logging.ERROR)
             self.model.compile()
-        wrapped, prepared = self.accelerator.prepare(self.model, self.optimizer)
-        self._wrapped = wrapped
-        self._prepared_optimizer = prepared
-        self._wrapped.train()
+        self._parallel = self.accelerator.prepare_model(self.model)
+        self._parallel.train()
 
     def advance(self) -> Step:
         """One optimiser step.
@@ -114,133 +100,166 @@ class Trainer:
         Raises:
             TrainingError: the loss or a gradient is not finite; weights and checkpoints are those before the step.
         """
-        config, accelerator = self.recipe.train, self.accelerator
+        config = self.recipe.train
         started = time.perf_counter()
         rate = learning_rate(config, self.step)
         set_learning_rate(self.optimizer, rate)
         self._set_quant_prob()
         self._seed_noise()
-        parts = self._batch().chunk(config.gradient_accumulation_steps)
-        loss = 0.0
-        for index, part in enumerate(parts):
-            last = index == len(parts) - 1
-            with nullcontext() if last else accelerator.no_sync(self._wrapped):
-                part_loss = self._loss(part) / len(parts)
-                accelerator.backward(part_loss)
-            loss += float(part_loss.detach())
-        limit = config.max_grad_norm or math.inf
-        norm = float(accelerator.clip_grad_norm_(self._wrapped.parameters(), limit))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(self._describe_failure(loss, norm))
-        self._prepared_optimizer.step()
+        loss = self.accelerator.reduce(self._accumulate_gradients(), "mean")
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if not (loss.isfinite() and norm.isfinite()):
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is {loss:g} and the norm of its gradient {norm:g}; the first value "
+                f"that is not finite is in {self._first_bad()}; {checkpoint.last_good(self.run)}; "
+                "lower train.learning_rate or train.max_grad_norm"
+            )
+        if config.max_grad_norm > 0:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), config.max_grad_norm, norm)
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        seconds = time.perf_counter() - started
-        return Step(self.step, loss, rate, norm, config.batch_size * config.sequence_length, seconds)
+        tokens = config.batch_size * config.sequence_length
+        return Step(self.step, float(loss), rate, float(norm), tokens, time.perf_counter() - started)
 
     def evaluate(self, num_sequences: int | None = None) -> tuple[Evaluation, dict[str, ControllerUse]]:
-        """Loss on the validation text, and how the controllers choose there."""
+        """Loss on the validation text, and how the controllers choose there.
+
+        Args:
+            num_sequences: sequences at most; 0 takes all, None as many as the recipe says.
+        """
         config = self.recipe.train
         limit = config.evaluate_sequences if num_sequences is None else num_sequences
         with ControllerStatistics(self.model) as statistics:
             result = evaluate(
-                self.model,
-                self.data.validation,
-                config.sequence_length,
-                limit,
-                tokenizer=self.data.tokenizer,
+                self.model, self.data.validation, config.sequence_length, limit, tokenizer=self.data.tokenizer
             )
         return result, statistics.results()
 
-    def save(self) -> Path:
-        """Writes a checkpoint. Raises CheckpointError."""
-        return checkpoint.save(
-            self.run,
-            self.step,
-            self.model,
-            self.optimizer,
-            self.recipe,
-            self.data.tokenizer_path,
-            self.data.train.end_of_text_id,
-            self.recipe.train.keep_checkpoints,
-        )
+    def sample(self) -> str:
+        """What the model writes after the recipe's prompt."""
+        sampling = SamplingConfig(max_new_tokens=40, temperature=0.8)
+        return generate(self.model, self.data.tokenizer, self.recipe.train.sample_prompt, sampling)[0].text
 
-    def _batch(self) -> Tensor:
-        config, accelerator = self.recipe.train, self.accelerator
+    def save(self) -> Path:
+        """Writes a checkpoint, once for all processes. Raises CheckpointError."""
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.run, self.step, self.model, self.optimizer, self.recipe, self.data)
+        self.accelerator.wait_for_everyone()
+        return checkpoint.folder_of(self.run, self.step)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        """This process's sequences of the present step, in parts whose gradients are accumulated."""
+        config = self.recipe.train
         windows = data.batch(
             self.data.train.tokens,
             seed=config.seed,
             step=self.step,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
             batch_size=config.batch_size,
             sequence_length=config.sequence_length,
         )
-        return torch.from_numpy(windows).to(accelerator.device)
+        return torch.from_numpy(windows).to(self.accelerator.device).chunk(config.gradient_accumulation_steps)
 
-    def _loss(self, windows: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            logits = self._wrapped(windows[:, :-1])
+    def _loss(self, model: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
+        bf16 = self.recipe.train.precision == "bf16"
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
+            logits = model(windows[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+
+    def _accumulate_gradients(self) -> Tensor:
+        """Leaves the gradients of the mean loss, over all processes, in the parameters; gives this process's loss."""
+        parts = self._parts()
+        total = torch.zeros((), device=self.accelerator.device)
+        for index, part in enumerate(parts):
+            is_last = index == len(parts) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self._parallel):
+                loss = self._loss(self._parallel, part) / len(parts)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
 
     def _seed_noise(self) -> None:
         key = f"{self.recipe.train.seed}/{self.step}/{self.accelerator.process_index}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
 
     def _set_quant_prob(self) -> None:
-        last = self.recipe.train.final_quant_prob
-        if last is not None:
-            share = self.step / max(1, self.recipe.train.steps - 1)
-            for layer, first in zip(self._sparse, self._first_quant_probs, strict=True):
-                if layer.policy == "straight_through":
-                    layer.quant_prob = first + (last - first) * share
+        config = self.recipe.train
+        if config.final_quant_prob is not None:
+            progress = self.step / max(1, config.steps - 1)
+            for layer, first in self._controlled:
+                layer.quant_prob = first + (config.final_quant_prob - first) * progress
 
-    def _describe_failure(self, loss: float, norm: float) -> str:
-        """Names the step, the first layer with a value that is not finite, and the last good checkpoint."""
-        where = None
+    def _first_bad(self) -> str:
+        """Where the first value is that is not finite."""
         for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                where = f"the weight {name}"
-                break
-        if where is None:
-            self._seed_noise()
-            where = self._first_bad_output()
-        if where is None:
-            bad = [n for n, p in self.model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-            where = f"the gradient of {bad[-1]}" if bad else "the loss"
-        whole = checkpoint.checkpoints(self.run)
-        safe = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
-        return (
-            f"step {self.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}; the first value that is not "
-            f"finite is in {where}; {safe}; lower train.learning_rate or train.max_grad_norm"
-        )
+            if _is_bad(parameter):
+                return f"the weight {name}"
+        if names := self._bad_outputs():
+            return f"the output of {names[0]}"
+        for name, parameter in reversed([*self.model.named_parameters()]):  # gradients come from the last layer first
+            if _is_bad(parameter.grad):
+                return f"the gradient of {name}"
+        return "the loss"
 
-    def _first_bad_output(self) -> str | None:
+    def _bad_outputs(self) -> list[str]:
+        """Layers whose output is not finite when the step's forward passes are repeated with the same noise."""
         found: list[str] = []
-        names = {module: name for name, module in self.model.named_modules()}
 
-        def look(module: nn.Module, _: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not found and not bool(output.isfinite().all()):
-                found.append(names[module])
+        def note(name: str, output: Any) -> None:
+            if _is_bad(output):
+                found.append(name)
 
-        hooks = [module.register_forward_hook(look) for module in names if module is not self.model]
+        hooks = [
+            module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+            for name, module in self.model.named_modules()
+            if module is not self.model
+        ]
+        self._seed_noise()
         try:
             with torch.no_grad():
-                self.model(self._batch()[:, :-1])
+                for part in self._parts():
+                    self._loss(self.model.forward, part)
         finally:
             for hook in hooks:
                 hook.remove()
-        return f"the output of {found[0]}" if found else None
+        return found
+
+
+def _is_bad(value: Any) -> bool:
+    return isinstance(value, Tensor) and not bool(value.isfinite().all())
+
+
+def _check(recipe: Recipe, prepared: data.PreparedData, num_processes: int) -> None:
+    """Raises ConfigError or DataError for what would fail later, perhaps after hours."""
+    config = recipe.train
+    if prepared.train.vocab_size > recipe.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {prepared.train.vocab_size} tokens, but model.vocab_size = {recipe.model.vocab_size}; "
+            "set it, or data.vocab_size, so that they agree"
+        )
+    parts = num_processes * config.gradient_accumulation_steps
+    if config.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size = {config.batch_size} cannot be divided among {num_processes} processes and "
+            f"train.gradient_accumulation_steps = {config.gradient_accumulation_steps}; make it a multiple of {parts}"
+        )
+    prompt = len(prepared.tokenizer.encode(config.sample_prompt).ids)
+    if prompt >= recipe.model.max_position_embeddings:
+        raise ConfigError(
+            f"train.sample_prompt has {prompt} tokens, but model.max_position_embeddings = "
+            f"{recipe.model.max_position_embeddings}; shorten it"
+        )
+    data.num_windows(prepared.train.num_tokens, config.sequence_length)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """One process on CPU or GPU, or those that torchrun started."""
-    kwargs = []
-    head = recipe.model.head
-    if getattr(head, "sparse_prob", 1.0) < 1.0:  # a call leaves one of the two heads without gradient
-        kwargs.append(DistributedDataParallelKwargs(find_unused_parameters=True))
-    precision = "bf16" if recipe.train.precision == "bf16" else "no"
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=kwargs)
+    mixed_head = getattr(recipe.model.head, "sparse_prob", 1.0) < 1  # a call leaves one of its two parts out
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=mixed_head)
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while one prepares or validates
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel, patience])
 
 
 def train(recipe: Recipe, run: Path, resume: str | Path | None = None, quiet: bool = False) -> Path:
@@ -259,72 +278,78 @@ def train(recipe: Recipe, run: Path, resume: str | Path | None = None, quiet: bo
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
         TrainingError, CheckpointError, ConfigError, DataError: as their messages say.
     """
-    accelerator = make_accelerator(recipe)
-    main = accelerator.is_main_process
-    if resume is None and checkpoint.checkpoints(run):
+    start = None if resume is None else checkpoint.find(resume)
+    if checkpoint.checkpoints(run) and (start is None or start.resolve().parent != run.resolve()):
         raise ConfigError(f"{run} holds checkpoints already; go on with --resume, or choose another folder with --out")
-    with accelerator.main_process_first():
-        prepared = data.prepare_in_cache(recipe.data)
-    trainer = Trainer(recipe, run, prepared, accelerator)
-    if resume is not None:
-        trainer.resume(checkpoint.find(resume))
-    trainer.start()
-    config = recipe.train
-    last_saved = trainer.step if resume is not None else -1
-    path = run
-    with TrainingLog(run if main else None, recipe, trainer.step, quiet or not main) as log, _signals() as stop:
-        while trainer.step < config.steps:
-            step = trainer.advance()
-            log.step(step)
-            done = trainer.step == config.steps
-            if main and (done or _due(trainer.step, config.evaluate_every)):
-                result, use = trainer.evaluate(0 if done else None)
-                log.evaluation(trainer.step, result, use, _sample(trainer))
-            interrupted = _any_process(accelerator, bool(stop))
-            if done or interrupted or _due(trainer.step, config.checkpoint_every):
-                if main:
+    accelerator = make_accelerator(recipe)
+    try:
+        with accelerator.local_main_process_first():
+            prepared = data.prepare_in_cache(recipe.data)
+        trainer = Trainer(recipe, run, prepared, accelerator)
+        if start is not None:
+            trainer.resume(start)
+        trainer.start()
+        return _go_on(trainer, quiet) or start or run
+    finally:
+        accelerator.end_training()
+
+
+def _go_on(trainer: Trainer, quiet: bool) -> Path | None:
+    """Advances to the last step, validates and saves; gives the last checkpoint that was saved."""
+    config, accelerator, run = trainer.recipe.train, trainer.accelerator, trainer.run
+    is_main = accelerator.is_main_process
+    path = None
+    try:
+        with (
+            _signals() as signals,
+            TrainingLog(run if is_main else None, config, trainer.step, quiet or not is_main) as log,
+        ):
+            while trainer.step < config.steps:
+                log.step(trainer.advance())
+                is_done = trainer.step == config.steps
+                if is_main and (is_done or _is_due(trainer.step, config.evaluate_every)):
+                    log.evaluation(trainer.step, *trainer.evaluate(0 if is_done else None), trainer.sample())
+                is_stopped = _any_process(accelerator, bool(signals))
+                if is_done or is_stopped or _is_due(trainer.step, config.checkpoint_every):
                     path = trainer.save()
-                accelerator.wait_for_everyone()
-                last_saved = trainer.step
-            if interrupted and not done:
-                raise Interrupted(path)
-    accelerator.end_training()
-    return path if last_saved != -1 and path != run else checkpoint.find(run)
+                    if is_stopped and not is_done:
+                        raise Interrupted(path)
+    except OSError as error:
+        raise TrainingError(
+            f"step {trainer.step}: the curves cannot be written: {error}; {checkpoint.last_good(run)}; "
+            "mend this and go on with --resume"
+        ) from error
+    return path
 
 
-def _due(step: int, every: int) -> bool:
+def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def _any_process(accelerator: Accelerator, flag: bool) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
-
-
-def _sample(trainer: Trainer) -> str:
-    from terseformer.generate import generate
-    from terseformer.sampling import SamplingConfig
-
-    config = SamplingConfig(max_new_tokens=40, temperature=0.8, seed=0)
-    return generate(trainer.model, trainer.data.tokenizer, trainer.recipe.train.sample_prompt, config)[0].text
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM, so that a step is finished and saved; a second one acts at once."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield received
+        return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def note(number: int, _: FrameType | None) -> None:
         received.append(number)
-        for one, handler in previous.items():
-            signal.signal(one, handler)
+        restore()
 
     for number in previous:
         signal.signal(number, note)
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()

@@ -2,43 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from terseformer.config import Recipe
+from terseformer.config import TrainConfig
 from terseformer.controller_stats import ControllerUse
+from terseformer.data.files import atomic_write
 from terseformer.evaluate import Evaluation
-
-if TYPE_CHECKING:
-    from terseformer.train import Step
 
 METRICS = "metrics.jsonl"
 _STEPS_TO_ESTIMATE = 20
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step did."""
+
+    step: int
+    """Number of the step, from 1."""
+    loss: float
+    """Mean training loss over all processes, nats per token."""
+    learning_rate: float
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    """Tokens of the step, over all processes."""
+    seconds: float
+
+
 class TrainingLog:
-    """Curves in `run/metrics.jsonl` and `run/tensorboard`, progress on the terminal.
+    """Curves in `run/metrics.jsonl` and `run/tensorboard`, progress on the terminal, while its block runs.
 
     Args:
         run: the run's folder; None keeps nothing.
-        recipe: what is trained.
+        config: the training.
         start: steps that are done; later points of an earlier run are dropped.
         quiet: nothing on the terminal.
+
+    Raises:
+        OSError: the files cannot be written.
     """
 
-    def __init__(self, run: Path | None, recipe: Recipe, start: int, quiet: bool) -> None:
-        self._run, self._config, self._start = run, recipe.train, start
-        self._console = Console(quiet=quiet, stderr=True)
-        self._seconds, self._tokens = 0.0, 0
+    def __init__(self, run: Path | None, config: TrainConfig, start: int, quiet: bool) -> None:
+        self._run, self._config, self._start = run, config, start
+        self._console = Console(quiet=quiet, stderr=True, highlight=False, soft_wrap=True)
         self._recent: list[Step] = []
+        self._seconds, self._status = 0.0, ""
         self._progress = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(),
@@ -46,59 +64,57 @@ class TrainingLog:
             console=self._console,
             disable=quiet or not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=recipe.train.steps, completed=start, status="")
-        self._began = time.time()
+        self._task = self._progress.add_task("", total=config.steps, completed=start, status="")
 
     def __enter__(self) -> TrainingLog:
+        """Opens the files and takes up the curves of an earlier run where it is resumed."""
         self._file = self._board = None
         if self._run is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._run.mkdir(parents=True, exist_ok=True)
             path = self._run / METRICS
             kept = [line for line in read_metrics(path) if line["step"] <= self._start] if path.exists() else []
-            self._file = path.open("w", encoding="utf-8", buffering=1)
-            for line in kept:
-                self._file.write(json.dumps(line) + "\n")
+            self._seconds = max((line.get("train/seconds", 0.0) for line in kept), default=0.0)
+            with atomic_write(path) as file:
+                file.writelines(_json_line(line).encode("utf-8") for line in kept)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._start + 1)
+        self._began = time.perf_counter()
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._progress.stop()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with contextlib.suppress(OSError):  # a full disk has been told of
+            for file in (self._file, self._board):
+                if file is not None:
+                    file.close()
 
     def step(self, step: Step) -> None:
         """Notes a step."""
-        self._seconds += step.seconds
-        self._tokens += step.tokens
         self._recent.append(step)
+        self._seconds += step.seconds
         done = step.step - self._start
-        left = (self._config.steps - step.step) * self._seconds / done
-        status = f"loss {step.loss:.3f} · {self._tokens / self._seconds:,.0f} tokens/s"
-        if done >= _STEPS_TO_ESTIMATE:
-            status += f" · {duration(left)} left"
-        self._progress.update(self._task, completed=step.step, status=status)
+        tokens_per_second = sum(s.tokens for s in self._recent) / sum(s.seconds for s in self._recent)
+        self._status = f"loss {step.loss:.3f} · {tokens_per_second:,.0f} tokens/s"
+        if done >= _STEPS_TO_ESTIMATE and step.step < self._config.steps:
+            left = (self._config.steps - step.step) * (time.perf_counter() - self._began) / done
+            self._status += f" · {duration(left)} left"
+        self._progress.update(self._task, completed=step.step, status=self._status)
         if done == _STEPS_TO_ESTIMATE and not self._console.is_terminal:
-            self._console.print(f"step {step.step}/{self._config.steps} · {status}", highlight=False)
+            self._console.print(f"step {step.step}/{self._config.steps} · {self._status}")
         if step.step % self._config.log_every == 0 or step.step == self._config.steps:
-            recent, self._recent = self._recent, []
-            seconds = sum(s.seconds for s in recent)
             self._keep(
                 step.step,
                 {
-                    "train/loss": sum(s.loss for s in recent) / len(recent),
+                    "train/loss": sum(s.loss for s in self._recent) / len(self._recent),
                     "train/learning_rate": step.learning_rate,
                     "train/grad_norm": step.grad_norm,
-                    "train/tokens_per_second": sum(s.tokens for s in recent) / seconds,
+                    "train/tokens_per_second": tokens_per_second,
                     "train/seconds": self._seconds,
                 },
             )
+            self._recent = []
 
     def evaluation(self, step: int, result: Evaluation, use: Mapping[str, ControllerUse], sample: str) -> None:
         """Notes a validation, what the controllers did in it, and a sample of text."""
@@ -115,10 +131,9 @@ class TrainingLog:
         self._keep(step, values, sample)
         bits = "" if result.bits_per_byte is None else f" · {result.bits_per_byte:.3f} bits/byte"
         used = "" if not use else f" · {sum(u.share_used for u in use.values()) / len(use):.0%} of units used"
-        self._console.print(
-            f"step {step}/{self._config.steps} · validation loss {result.loss:.4f}{bits}{used}", highlight=False
-        )
-        self._console.print(f"  {' '.join(sample.split())}", style="dim", markup=False, highlight=False)
+        status = "" if self._console.is_terminal else f" · {self._status}"
+        self._console.print(f"step {step}/{self._config.steps}{status} · validation loss {result.loss:.4f}{bits}{used}")
+        self._console.print(f"  {' '.join(sample.split())}", style="dim", markup=False)
 
     def _keep(self, step: int, values: Mapping[str, float], sample: str | None = None) -> None:
         if self._file is None or self._board is None:
@@ -127,9 +142,13 @@ class TrainingLog:
         if sample is not None:
             line["sample"] = sample
             self._board.add_text("sample", sample, step)
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(_json_line(line))
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+
+def _json_line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

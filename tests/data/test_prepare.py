@@ -214,8 +214,13 @@ def joined(lines: list[str], end: str = "\n") -> str:
         (joined(LINES), 0.05, joined(LINES[95:])),
         (joined(LINES, "\r\n\r\n"), 0.05, joined(LINES[95:], "\r\n\r\n")),
         (f"\n\n{joined(LINES)}\n\n\n", 0.5, joined(LINES[50:]) + "\n\n\n"),
+        ("Ay. Bee\n" * 100, 0.055, "Ay. Bee\n" * 6),  # the end of a sentence is nearer
         # No line ends near: sentences, with what closes them.
-        ("First.\n" + "He said “no.” Then 3.5 more. " * 50, 0.1, "He said “no.” Then 3.5 more. " * 5),
+        (
+            "First.\n" + "He said “no.” Then 3.5 more. " * 50,
+            0.09,
+            "Then 3.5 more. " + "He said “no.” Then 3.5 more. " * 4,
+        ),
         ("天地玄黄。宇宙洪荒。" * 20, 0.1, "天地玄黄。宇宙洪荒。" * 2),
         # Words.
         ("word " * 100, 0.1, "word " * 10),
@@ -223,7 +228,7 @@ def joined(lines: list[str], end: str = "\n") -> str:
         ("abcdefghij" * 10, 0.07, "defghij"),
         ("  ab\n", 0.05, "b\n"),
     ],
-    ids=["lines", "blank lines", "margins", "sentences", "full stops", "words", "characters", "two"],
+    ids=["lines", "blank lines", "margins", "verses", "sentences", "full stops", "words", "characters", "two"],
 )
 def test_where_a_single_document_is_divided(text, fraction, tail):
     assert _divide(text, fraction) == (text[: -len(tail)], tail)

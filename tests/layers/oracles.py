@@ -63,9 +63,7 @@ def local_convolution(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
                         source_t, source_s = t - (lags - 1) + lag, s - (window - 1) // 2 + i
                         if source_t < 0 or not 0 <= source_s < modules:
                             continue
-                        total += sum(
-                            float(x[source_t, source_s, c] * kernel[lag, i, c, u]) for c in range(width_in)
-                        )
+                        total += sum(float(x[source_t, source_s, c] * kernel[lag, i, c, u]) for c in range(width_in))
                 y[t, s, u] = total
     return y
 
@@ -124,7 +122,7 @@ def softmax(logits: list[float]) -> list[float]:
 def sparse_feed_forward(
     x: Tensor, logits: Tensor, up: Tensor, down: Tensor, bias: Tensor, span: int, policy: str
 ) -> Tensor:
-    """What a layer of units gives for one token; logits are [G, N], unit ((g N + n) span + j) is row of `up` and `down`.
+    """A sparse layer's output for one token; logits are [G, N], unit (g N + n) span + j is a row of `up` and `down`.
 
     Policies: `hard` takes the unit of the largest logit, `scaled` multiplies it by its probability,
     `soft` takes all units times their probabilities.

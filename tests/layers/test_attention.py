@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from variants import make_visible
 
+import oracles
 from terseformer.config import (
     AttentionProjectionConfig,
     DenseProjectionConfig,
@@ -20,6 +19,7 @@ from terseformer.layers.attention import Attention, CausalSoftmax
 from terseformer.layers.projection import LocalConvolution
 from terseformer.layers.qkv import SparseProjection, attention_projection
 from terseformer.state import Chunk, KeyValueCache
+from variants import make_visible
 
 
 def chunk(batch: int, start: int, end: int) -> Chunk:
@@ -65,7 +65,8 @@ def test_attention_dropout_scales_what_it_keeps() -> None:
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
 @pytest.mark.parametrize(
-    "config", [DenseProjectionConfig(), LowRankProjectionConfig(rank=2), LocalConvolutionProjectionConfig(qkv_modules=3)]
+    "config",
+    [DenseProjectionConfig(), LowRankProjectionConfig(rank=2), LocalConvolutionProjectionConfig(qkv_modules=3)],
 )
 def test_attention_divides_features_into_heads(config: AttentionProjectionConfig, heads: int) -> None:
     projection = make_visible(attention_projection(config, 6).double())

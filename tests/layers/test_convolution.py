@@ -67,9 +67,7 @@ def test_takes_strided_input_and_gradient() -> None:
     one, other = local_convolution(frames, kernel, bias), local_convolution(strided, kernel, bias)
     assert_close(one, other)
     cotangent = torch.randn(one.shape[::-1], dtype=torch.float64).permute(3, 2, 1, 0)
-    assert_close(
-        torch.autograd.grad(one, frames, cotangent)[0], torch.autograd.grad(other, strided, cotangent)[0]
-    )
+    assert_close(torch.autograd.grad(one, frames, cotangent)[0], torch.autograd.grad(other, strided, cotangent)[0])
 
 
 def test_reads_nothing_beyond_the_batch_rows() -> None:

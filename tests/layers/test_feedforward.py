@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import oracles
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from variants import make_visible
 
+import oracles
 from terseformer.config import (
     BlockFeedForwardConfig,
     DenseFeedForwardConfig,
@@ -30,6 +29,7 @@ from terseformer.layers.feedforward import (
     _SoftMaskedReLU,
     feed_forward,
 )
+from variants import make_visible
 
 D, UNITS = 5, 12
 
@@ -66,7 +66,7 @@ def expected(layer: SparseFeedForward, x: Tensor, policy: str) -> Tensor:
     """The oracle's output for tokens [T, D]."""
     weights = (layer.up_weight, layer.down_weight, layer.bias)
     rows = zip(x, layer.controller(x), strict=True)
-    return torch.stack([oracles.sparse_feed_forward(t, l, *weights, layer.span, policy) for t, l in rows])
+    return torch.stack([oracles.sparse_feed_forward(*row, *weights, layer.span, policy) for row in rows])
 
 
 def policy_of(config: FeedForwardConfig) -> str:
@@ -205,15 +205,15 @@ def test_masked_relu_has_the_gradients_of_its_formula(shape: tuple[int, ...], ha
     cotangent = torch.randn(shape, dtype=torch.float64)
     results = []
     for ours in (True, False):
-        u, l = hidden.clone().requires_grad_(), logits.clone().requires_grad_()
+        u, v = hidden.clone().requires_grad_(), logits.clone().requires_grad_()
         if not ours:
-            y = (u * plain_mask(l, choice)).relu()
+            y = (u * plain_mask(v, choice)).relu()
         elif choice is None:
-            y = _SoftMaskedReLU.apply(u, l)
+            y = _SoftMaskedReLU.apply(u, v)
         else:
-            y = _HardMaskedReLU.apply(u, l, choice)
+            y = _HardMaskedReLU.apply(u, v, choice)
         given = cotangent.clone()
-        results.append((y, *torch.autograd.grad(y, (u, l), given)))
+        results.append((y, *torch.autograd.grad(y, (u, v), given)))
         assert torch.equal(given, cotangent)  # backward changes nothing that it was given
     for one, other in zip(*results, strict=True):
         assert_close(one, other)
@@ -221,8 +221,8 @@ def test_masked_relu_has_the_gradients_of_its_formula(shape: tuple[int, ...], ha
 
 def test_soft_masked_relu_equals_finite_differences() -> None:
     u = torch.tensor([[0.7, -0.4, 1.3], [-0.2, 0.9, 0.3]], dtype=torch.float64, requires_grad=True)
-    l = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_SoftMaskedReLU.apply, (u, l))
+    logits = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_SoftMaskedReLU.apply, (u, logits))
 
 
 @pytest.mark.parametrize("hard", [False, True])

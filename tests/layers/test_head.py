@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-import oracles
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from variants import make_visible
 
+import oracles
 from terseformer.config import DenseHeadConfig, MultiplicativeHeadConfig
 from terseformer.layers.head import MixedHead, TiedHead, language_model_head
 from terseformer.layers.projection import Multiplicative
+from variants import make_visible
 
 
 def embedding() -> nn.Embedding:

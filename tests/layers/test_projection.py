@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
 from torch.testing import assert_close
-from variants import make_visible
 
+import oracles
 from terseformer.layers.projection import (
     LocalConvolution,
     LocallyConnected,
@@ -16,6 +15,7 @@ from terseformer.layers.projection import (
     MultiplicativeModular,
 )
 from terseformer.state import Chunk
+from variants import make_visible
 
 
 @pytest.mark.parametrize(("size_in", "size_out", "modules"), [(5, 6, 3), (7, 4, 1), (3, 5, 5), (6, 14, 2)])

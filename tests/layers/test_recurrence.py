@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
 from torch.testing import assert_close
-from variants import make_visible
 
+import oracles
 from terseformer.layers.recurrence import SRU, RecurrentBranch, linear_recurrence
 from terseformer.state import Chunk, RecurrentCarry
+from variants import make_visible
 
 LENGTHS = [1, 2, 3, 4, 7, 8, 9, 33]
 

@@ -26,5 +26,3 @@ def dense(size_in: int, size_out: int, bias: bool = True) -> nn.Linear:
     if bias:
         layer.bias = near_zero(size_out)
     return layer
-
-

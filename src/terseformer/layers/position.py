@@ -41,9 +41,7 @@ class SinusoidalPositions(nn.Module):
         return sinusoids(positions, self.width)
 
 
-def rotate(
-    x: Float[Tensor, "B H T K"], positions: Int[Tensor, "B T"], theta: float
-) -> Float[Tensor, "B H T K"]:
+def rotate(x: Float[Tensor, "B H T K"], positions: Int[Tensor, "B T"], theta: float) -> Float[Tensor, "B H T K"]:
     """Rotary positions, half-split form: the pair (i, i + K/2) turns by position * theta^(-2i/K).
 
     Source: "RoFormer", arXiv 2104.09864.

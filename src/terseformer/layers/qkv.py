@@ -85,7 +85,9 @@ class SparseProjection(nn.Module):
         self.value = LocalConvolution(value_width, width, num_modules, 1, length_kernel)
         self.out_mult = Multiplicative(size, size, num_modules) if "mult" in output_layer else None
         self.out_conv = (
-            LocalConvolution(width, width, num_modules, module_kernel, length_kernel) if "conv" in output_layer else None
+            LocalConvolution(width, width, num_modules, module_kernel, length_kernel)
+            if "conv" in output_layer
+            else None
         )
 
     def qkv(self, x: Float[Tensor, "B T D"], chunk: Chunk, memories: Memories | None = None) -> tuple[Tensor, ...]:

@@ -38,7 +38,7 @@ def demo(model: str = "small-1m-ff-qkv", steps: int = 400, out: Path = Path("run
     """
     console = Console()
     sparse = preset(model)
-    train = TrainConfig(steps=steps, warmup_steps=max(1, steps // 10), sample_prompt=_PROMPT)
+    train = TrainConfig(steps=steps, learning_rate=8e-3, warmup_steps=max(1, steps // 10), sample_prompt=_PROMPT)
     recipes = {
         "sparse": Recipe(model=sparse, data=_TEXT, train=train),
         "dense": Recipe(model=dense_twin(sparse), data=_TEXT, train=train),

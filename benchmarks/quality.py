@@ -20,7 +20,7 @@ from terseformer import checkpoint
 from terseformer.accounting import account
 from terseformer.presets import preset
 from terseformer.recipe import load_recipe
-from terseformer.train import train
+from terseformer.training import train
 from terseformer.training_log import METRICS, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent

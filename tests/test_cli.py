@@ -16,7 +16,7 @@ from runs import make_recipe, train_losses, write_text
 from terseformer import checkpoint, cli
 from terseformer.configfile import to_toml
 from terseformer.data import load_tokenizer
-from terseformer.generate import generate
+from terseformer.generation import generate
 from terseformer.sampling import SamplingConfig
 
 VERBS = ("bench", "data", "demo", "evaluate", "generate", "info", "train")

@@ -14,8 +14,8 @@ from runs import SPARSE, make_recipe, write_text
 from terseformer import training_log
 from terseformer.config import TrainConfig
 from terseformer.controller_stats import ControllerUse
-from terseformer.evaluate import Evaluation
-from terseformer.train import train
+from terseformer.evaluation import Evaluation
+from terseformer.training import train
 from terseformer.training_log import METRICS, Step, TrainingLog, duration, read_metrics
 
 RESULT = Evaluation(2.5, 12.18, 1.25, 100, 288, 0.1, 1000.0)

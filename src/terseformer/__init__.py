@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from terseformer.checkpoint import load as load
     from terseformer.config import ModelConfig as ModelConfig
     from terseformer.config import Recipe as Recipe
-    from terseformer.evaluate import evaluate as evaluate
-    from terseformer.generate import generate as generate
-    from terseformer.generate import stream as stream
+    from terseformer.evaluation import evaluate as evaluate
+    from terseformer.generation import generate as generate
+    from terseformer.generation import stream as stream
     from terseformer.model import CausalLM as CausalLM
     from terseformer.presets import dense_twin as dense_twin
     from terseformer.presets import preset as preset
     from terseformer.recipe import load_recipe as load_recipe
     from terseformer.sampling import SamplingConfig as SamplingConfig
-    from terseformer.train import train as train
+    from terseformer.training import train as train
 
 _HOMES = {
     "CausalLM": "model",
@@ -25,13 +25,13 @@ _HOMES = {
     "SamplingConfig": "sampling",
     "account": "accounting",
     "dense_twin": "presets",
-    "evaluate": "evaluate",
-    "generate": "generate",
+    "evaluate": "evaluation",
+    "generate": "generation",
     "load": "checkpoint",
     "load_recipe": "recipe",
     "preset": "presets",
-    "stream": "generate",
-    "train": "train",
+    "stream": "generation",
+    "train": "training",
 }
 
 __all__ = list(_HOMES)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from terseformer.accounting import account
 from terseformer.config import ModelConfig, TrainConfig
-from terseformer.generate import generate_tokens
+from terseformer.generation import generate_tokens
 from terseformer.model import CausalLM
 from terseformer.optim import make_optimizer
 from terseformer.presets import dense_twin, preset

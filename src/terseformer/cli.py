@@ -111,7 +111,7 @@ def _train(args: Sequence[str]) -> None:
     recipe, path = _recipe("train", rest)
     run = Path(out or Path("runs") / path.stem)
 
-    from terseformer.train import Interrupted, train
+    from terseformer.training import Interrupted, train
 
     try:
         last = train(recipe, run, None if resume is None else Path(resume or run), quiet is not None)
@@ -131,7 +131,7 @@ def _evaluate(args: Sequence[str]) -> None:
             files: texts to evaluate on; without any, the validation text that the model was trained with.
             sequences: sequences at most; 0 takes all.
         """
-        from terseformer.evaluate import evaluate_folder
+        from terseformer.evaluation import evaluate_folder
 
         result = evaluate_folder(checkpoint, files, sequences)
         print(f"loss            {result.loss:.4f} nats per token")
@@ -156,7 +156,7 @@ def _generate(args: Sequence[str]) -> None:
         """
         from terseformer.checkpoint import find, load
         from terseformer.data import load_tokenizer
-        from terseformer.generate import stream
+        from terseformer.generation import stream
 
         folder = find(checkpoint)
         pieces = stream(load(folder), load_tokenizer(folder / "tokenizer.json"), prompt, sampling)

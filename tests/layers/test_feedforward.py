@@ -121,6 +121,17 @@ def test_executors_agree_in_lower_precision(config: FeedForwardConfig, dtype: to
 
 
 @every_layer
+def test_executors_take_a_softmax_of_higher_precision(
+    config: FeedForwardConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast on a GPU gives the softmax of bfloat16 logits in float32."""
+    softmax = Tensor.softmax
+    layer, x = make(config).bfloat16(), torch.randn(7, D, dtype=torch.bfloat16)
+    monkeypatch.setattr(Tensor, "softmax", lambda logits, dim: softmax(logits.float(), dim))
+    assert_close(layer.masked(x), layer.gathered(x), atol=0.05, rtol=0.05)
+
+
+@every_layer
 def test_executors_break_ties_alike(config: FeedForwardConfig) -> None:
     layer = make(config)
     for parameter in layer.controller.parameters():

@@ -21,7 +21,7 @@ def _neighbours(frames: Tensor, count: int) -> Tensor:
     out = frames.new_empty(batch, length, modules, count, width)
     for i in range(count):
         shift = i - count // 2  # out[s] = frames[s + shift]
-        low, high = max(0, -shift), min(modules, modules - shift)
+        low, high = max(0, -shift), max(0, min(modules, modules - shift))
         out[:, :, :low, i] = 0
         out[:, :, high:, i] = 0
         if low < high:

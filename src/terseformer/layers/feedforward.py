@@ -219,7 +219,7 @@ class SparseFeedForward(nn.Module):
     def _scale(self, logits: Tensor, choice: Tensor) -> Tensor | None:
         """What the chosen units are multiplied by, [..., G, 1]."""
         if self.policy == "switch" or self.multiply_by_controller:
-            return logits.softmax(-1).gather(-1, choice)
+            return logits.softmax(-1).gather(-1, choice).to(logits.dtype)  # autocast gives float32 on a GPU
         return None
 
     def masked(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:

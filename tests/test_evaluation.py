@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from terseformer.checkpoint import save
 from terseformer.config import ConfigError, DataConfig, ModelConfig, Recipe, TrainConfig
 from terseformer.data import DataError, TokenFile, prepare_in_cache, train_tokenizer, write_token_file
-from terseformer.evaluate import evaluate, evaluate_documents, evaluate_folder, token_bytes
+from terseformer.evaluation import evaluate, evaluate_documents, evaluate_folder, token_bytes
 from terseformer.model import CausalLM
 from variants import MAX_POSITION, VARIANTS, make_model
 
@@ -49,7 +49,7 @@ def slow_losses(model: CausalLM, tokens: np.ndarray, length: int) -> list[float]
 @pytest.mark.parametrize("logits", [2**22, 21 * 5, 1])
 @pytest.mark.parametrize("name", ["feed_forward-relu", "whole-scaling", "whole-scaling_sru_rotary_rms", "head-mixed"])
 def test_loss_is_that_of_single_windows(name, logits, monkeypatch):
-    monkeypatch.setattr(sys.modules["terseformer.evaluate"], "_LOGITS", logits)
+    monkeypatch.setattr(sys.modules["terseformer.evaluation"], "_LOGITS", logits)
     model = make_model(VARIANTS[name])
     result = evaluate(model, TOKENS, sequence_length=9, batch_size=2)
     losses = slow_losses(model, TOKENS, 9)

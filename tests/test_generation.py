@@ -15,12 +15,12 @@ from torch.testing import assert_close
 
 from terseformer.config import ModelConfig
 from terseformer.data import train_tokenizer
-from terseformer.generate import Detokenizer, Generation, StopStrings, generate, generate_tokens, stream
+from terseformer.generation import Detokenizer, Generation, StopStrings, generate, generate_tokens, stream
 from terseformer.model import CausalLM
 from terseformer.sampling import GenerationError, SamplingConfig, new_generator, sample
 from variants import MAX_POSITION, VARIANTS, make_model
 
-MODULE = sys.modules["terseformer.generate"]  # the package's attribute may be the function
+MODULE = sys.modules["terseformer.generation"]
 NAMES = [
     "attention-local_convolution_long",
     "feed_forward-relu",

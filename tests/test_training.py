@@ -32,8 +32,8 @@ from terseformer.config import (
 )
 from terseformer.configfile import to_toml
 from terseformer.data import DataError
-from terseformer.evaluate import evaluate
-from terseformer.train import Interrupted, Trainer, TrainingError, make_accelerator, train
+from terseformer.evaluation import evaluate
+from terseformer.training import Interrupted, Trainer, TrainingError, make_accelerator, train
 from terseformer.training_log import METRICS, Step, TrainingLog, read_metrics
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from terseformer.data import DataError, end_of_text_id
-from terseformer.evaluate import eval_mode
+from terseformer.evaluation import eval_mode
 from terseformer.model import CausalLM
 from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig, new_generator, sample
 from terseformer.state import DecodeState

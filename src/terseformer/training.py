@@ -28,8 +28,8 @@ from terseformer import checkpoint, data
 from terseformer.config import ConfigError, Recipe
 from terseformer.controller_stats import ControllerStatistics, ControllerUse
 from terseformer.errors import UserError
-from terseformer.evaluate import Evaluation, evaluate
-from terseformer.generate import generate
+from terseformer.evaluation import Evaluation, evaluate
+from terseformer.generation import generate
 from terseformer.layers.feedforward import SparseFeedForward
 from terseformer.model import CausalLM
 from terseformer.optim import learning_rate, make_optimizer, set_learning_rate

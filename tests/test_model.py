@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from terseformer.config import DenseFeedForwardConfig, ModelConfig
 from terseformer.layers.feedforward import SparseFeedForward
 from terseformer.layers.head import MixedHead
-from terseformer.model import CausalLM
-from terseformer.state import DecodeState
+from terseformer.model import Block, CausalLM
+from terseformer.state import Chunk, DecodeState
 from variants import DISTINCT, MAX_POSITION, VARIANTS, make_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -159,6 +159,20 @@ def test_clone_goes_its_own_way(config: ModelConfig) -> None:
     ours = model(tokens[:, 5:], state)
     assert_close(ours, model(tokens)[:, 5:], **CLOSE)
     assert_close(theirs, model(torch.cat([tokens[:, :5], other_end], dim=1))[:, 5:], **CLOSE)
+
+
+@distinct_variants
+def test_selected_rows_go_on_alone(config: ModelConfig) -> None:
+    model, tokens = make_model(config), random_tokens(config, 3)
+    state = model.new_state(3)
+    model(tokens[:, :6], state, torch.tensor([6, 2, 5]))
+    chosen = state.select([2, 0])
+    before = state.clone()
+    assert chosen.lengths.tolist() == [5, 6]
+    logits = model(torch.stack([tokens[2, 5:8], tokens[0, 6:9]]), chosen)
+    assert_close(logits[0], model(tokens[2:, :8])[0, 5:], **CLOSE)
+    assert_close(logits[1], model(tokens[:1, :9])[0, 6:], **CLOSE)
+    assert_same_state(state, before)
 
 
 def test_a_small_state_gives_the_same_logits() -> None:
@@ -349,6 +363,19 @@ def test_a_tied_head_shares_the_embeddings_storage() -> None:
     assert not any(name.startswith("head") for name in names)
     model.embedding.weight.add_(1.0)
     assert_close(model.head(hidden), hidden @ model.embedding.weight.t(), **CLOSE)
+
+
+@every_variant
+def test_a_block_adds_its_sublayers_to_the_residual_stream(config: ModelConfig) -> None:
+    model, x = make_model(config), torch.randn(2, 5, config.hidden_size)
+    block, chunk = model.blocks[0], Chunk(torch.arange(5).expand(2, -1), end=5)
+    assert isinstance(block, Block)
+    middle = x + block.attention(block.attention_norm(x), chunk)
+    expected = middle + block.feed_forward(block.feed_forward_norm(middle))
+    if config.sru.num_layers:
+        assert block.recurrent is not None
+        expected = expected + block.recurrent(block.recurrent_norm(middle), chunk)
+    assert_close(block(x, chunk), expected, **CLOSE)
 
 
 @distinct_variants

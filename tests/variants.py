@@ -76,6 +76,7 @@ _FEED_FORWARD = {
     "gelu": DenseFeedForwardConfig(intermediate_size=FF, activation="gelu"),
     "swiglu": DenseFeedForwardConfig(intermediate_size=FF, activation="swiglu"),
     "sparse": _sparse(),
+    "sparse_all_gradients": _sparse(controller_gradient="all"),
     "sparse_multiply": _sparse(multiply_by_controller=True),
     "sparse_scaled": _sparse(kernel_scaling=True),
     "sparse_all_units": _sparse(block_size=1),

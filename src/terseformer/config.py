@@ -57,6 +57,9 @@ class SparseFeedForwardConfig:
     """Factor of the Gumbel noise when training draws its hard choice; 0 takes the best unit."""
     quant_prob: float = 0.3
     """Probability that a training call uses the hard one-in-N choice instead of the softmax."""
+    controller_gradient: Literal["chosen", "all"] = "chosen"
+    """Units whose outputs tell the controller of a hard choice how they would have done: the chosen ones, as in the
+    reference, or all active ones; inference is the same."""
     multiply_by_controller: bool = False
     """Scale the chosen unit by the controller's probability for it."""
     kernel_scaling: bool = False

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from terseformer.config import DenseHeadConfig, ModelConfig
 from terseformer.layers.attention import Attention
-from terseformer.layers.feedforward import SequenceDropout, feed_forward
+from terseformer.layers.dropout import SequenceDropout
+from terseformer.layers.feedforward import feed_forward
 from terseformer.layers.head import language_model_head
 from terseformer.layers.position import LearnedPositions, SinusoidalPositions
 from terseformer.layers.qkv import attention_projection
@@ -142,6 +143,7 @@ class CausalLM(nn.Module):
         capacity = capacity or self.config.max_position_embeddings
         layers = []
         for block in self.blocks:
+            assert isinstance(block, Block)
             heads, width = self.config.num_attention_heads, self.config.head_dim
             cache = KeyValueCache.new(batch, heads, capacity, width, like.detach())
             carries = block.recurrent.new_carries(batch) if block.recurrent is not None else []

@@ -130,7 +130,7 @@ _VARIANTS = {
 
 # What the best settings that we know change in the reference's, which are the defaults of config.py.
 _TUNED: dict[type, dict[str, Any]] = {
-    SparseFeedForwardConfig: {"quant_prob": 1.0},
+    SparseFeedForwardConfig: {"quant_prob": 1.0, "controller_gradient": "all"},
     SparseProjectionConfig: {"output_layer": "mult"},
     MultiplicativeHeadConfig: {},
 }

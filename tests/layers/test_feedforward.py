@@ -19,16 +19,10 @@ from terseformer.config import (
     SparseFeedForwardConfig,
     SwitchFeedForwardConfig,
 )
-from terseformer.layers.feedforward import (
-    DenseFeedForward,
-    LowRankController,
-    Router,
-    SequenceDropout,
-    SparseFeedForward,
-    _HardMaskedReLU,
-    _SoftMaskedReLU,
-    feed_forward,
-)
+from terseformer.layers.controller import LowRankController, Router
+from terseformer.layers.dropout import SequenceDropout
+from terseformer.layers.feedforward import DenseFeedForward, SparseFeedForward, feed_forward
+from terseformer.layers.masked_relu import hard_masked_relu, soft_masked_relu
 from variants import make_visible
 
 D, UNITS = 5, 12
@@ -42,6 +36,8 @@ CONFIGS: dict[str, FeedForwardConfig] = {
     **{f"sparse-N{n}": sparse(n) for n in (1, 2, 3, UNITS)},
     **{f"multiply-N{n}": sparse(n, multiply_by_controller=True) for n in (1, 4, UNITS)},
     "sparse-scaled": sparse(4, kernel_scaling=True),
+    "all-N3": sparse(3, controller_gradient="all"),
+    "all-multiply-N4": sparse(4, controller_gradient="all", multiply_by_controller=True),
     **{f"block-{n}": BlockFeedForwardConfig(intermediate_size=UNITS, num_experts=n) for n in (1, 3, UNITS)},
     **{f"switch-{n}": SwitchFeedForwardConfig(intermediate_size=UNITS, num_experts=n) for n in (1, 3, UNITS)},
 }
@@ -207,22 +203,24 @@ def plain_mask(logits: Tensor, choice: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (3, 2, 5, 2), (2, 1, 9)], ids=str)
-@pytest.mark.parametrize("hard", [False, True])
-def test_masked_relu_has_the_gradients_of_its_formula(shape: tuple[int, ...], hard: bool) -> None:
+@pytest.mark.parametrize("mask", ["soft", "hard", "hard, all units"])
+def test_masked_relu_has_the_gradients_of_its_formula(shape: tuple[int, ...], mask: str) -> None:
     hidden = torch.randn(shape, dtype=torch.float64)
     hidden[hidden.abs() < 0.3] = 0.0  # the derivative at 0 is 0
     logits = torch.randn(shape, dtype=torch.float64) * 2
-    choice = torch.randint(shape[-1], (*shape[:-1], 1)) if hard else None
+    choice = None if mask == "soft" else torch.randint(shape[-1], (*shape[:-1], 1))
+    all_units = mask == "hard, all units"
     cotangent = torch.randn(shape, dtype=torch.float64)
     results = []
     for ours in (True, False):
         u, v = hidden.clone().requires_grad_(), logits.clone().requires_grad_()
         if not ours:
-            y = (u * plain_mask(v, choice)).relu()
+            m = plain_mask(v, choice)
+            y = u.relu() * m if all_units else (u * m).relu()
         elif choice is None:
-            y = _SoftMaskedReLU.apply(u, v)
+            y = soft_masked_relu(u, v)
         else:
-            y = _HardMaskedReLU.apply(u, v, choice)
+            y = hard_masked_relu(u, v, choice, all_units)
         given = cotangent.clone()
         results.append((y, *torch.autograd.grad(y, (u, v), given)))
         assert torch.equal(given, cotangent)  # backward changes nothing that it was given
@@ -233,7 +231,7 @@ def test_masked_relu_has_the_gradients_of_its_formula(shape: tuple[int, ...], ha
 def test_soft_masked_relu_equals_finite_differences() -> None:
     u = torch.tensor([[0.7, -0.4, 1.3], [-0.2, 0.9, 0.3]], dtype=torch.float64, requires_grad=True)
     logits = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_SoftMaskedReLU.apply, (u, logits))
+    assert torch.autograd.gradcheck(soft_masked_relu, (u, logits))
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -252,7 +250,10 @@ def test_layer_has_the_gradients_of_its_formula(config: FeedForwardConfig, hard:
     if isinstance(config, SwitchFeedForwardConfig):
         mask = torch.zeros_like(p).scatter(-1, choice, 1.0) * p
     hidden = F.linear(x, layer.up_weight).unflatten(-1, (-1, layer.num_choices, layer.span))
-    active = (hidden * mask.unsqueeze(-1)).relu()
+    if hard and getattr(config, "controller_gradient", "chosen") == "all":
+        active = hidden.relu() * mask.unsqueeze(-1)
+    else:
+        active = (hidden * mask.unsqueeze(-1)).relu()
     if hard and getattr(config, "multiply_by_controller", False):
         active = active * p.detach().unsqueeze(-1)
     y = active.flatten(-3) @ layer.down_weight + layer.bias
@@ -397,7 +398,7 @@ def test_sequence_dropout_shares_its_mask_over_the_sequence() -> None:
     seen = set(factors[:, 0].mul(3).round().flatten().tolist())
     assert seen == {0.0, 4.0}  # 0 or 1 / (1 - 0.25)
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert not torch.equal(factors[one], factors[other])
+        assert not torch.equal(factors[one] == 0, factors[other] == 0)
     dropped = torch.stack([layer(x)[:, 0] == 0 for _ in range(100)]).float().mean()
     assert abs(dropped - 0.25) < 0.02
     assert layer.eval()(x) is x

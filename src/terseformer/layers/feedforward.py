@@ -9,7 +9,7 @@ of N experts, each of F / N units.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terseformer import config as c
+from terseformer.layers.controller import LowRankController, Router
+from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.initializers import dense, glorot, near_zero
+from terseformer.layers.masked_relu import hard_masked_relu, soft_masked_relu
 
 
 class DenseFeedForward(nn.Module):
@@ -38,82 +41,6 @@ class DenseFeedForward(nn.Module):
         hidden = self.dropout(self.up(x))
         hidden = self.activation(hidden) if self.gate is None else F.silu(self.gate(x)) * hidden
         return self.down(hidden)
-
-
-class SequenceDropout(nn.Module):
-    """Dropout whose mask is shared by all tokens of a sequence, as the reference has it."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        if not self.training or self.rate == 0:
-            return x
-        return x * F.dropout(x.new_ones(*x.shape[:-2], 1, x.shape[-1]), self.rate)
-
-
-class LowRankController(nn.Module):
-    """Logits x C1 C2 + b of one-in-N choices, through a bottleneck of `rank` without activation."""
-
-    def __init__(self, hidden_size: int, num_groups: int, num_choices: int, rank: int) -> None:
-        super().__init__()
-        self.num_choices = num_choices
-        self.down = dense(hidden_size, rank, bias=False)
-        self.up = dense(rank, num_groups * num_choices)
-
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... G N"]:
-        return self.up(self.down(x)).unflatten(-1, (-1, self.num_choices))
-
-
-class Router(nn.Module):
-    """Logits x C of one choice among experts, without bias."""
-
-    def __init__(self, hidden_size: int, num_choices: int) -> None:
-        super().__init__()
-        self.choose = dense(hidden_size, num_choices, bias=False)
-
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... 1 N"]:
-        return self.choose(x).unsqueeze(-2)
-
-
-class _SoftMaskedReLU(torch.autograd.Function):
-    """relu(u * softmax(l)) with few passes over memory; u and l are [..., G, N]."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, logits: Tensor) -> Tensor:
-        mask = torch.softmax(logits, dim=-1)
-        active = hidden.relu()  # the mask is positive: relu(u m) = relu(u) m
-        ctx.save_for_backward(active, mask)
-        return active * mask
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        active, mask = ctx.saved_tensors
-        grad_masked = grads[0] * mask
-        grad_hidden = torch.ops.aten.threshold_backward(grad_masked, active, 0)
-        grad_logits = grad_masked.mul_(active)  # m dL/dm
-        return grad_hidden, torch.addcmul(grad_logits, mask, grad_logits.sum(-1, keepdim=True), value=-1)
-
-
-class _HardMaskedReLU(torch.autograd.Function):
-    """relu(u * m), m one-hot at `choice` with the gradient of softmax(l); u and l are [..., G, N]."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, logits: Tensor, choice: Tensor) -> Tensor:
-        active = hidden.gather(-1, choice).relu()
-        ctx.save_for_backward(active, logits, choice)
-        return torch.zeros_like(hidden).scatter_(-1, choice, active)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        active, logits, choice = ctx.saved_tensors
-        grad = grads[0].gather(-1, choice)
-        grad_hidden = torch.zeros_like(logits).scatter_(-1, choice, grad * (active > 0))
-        mask = torch.softmax(logits, dim=-1)
-        weight = mask.gather(-1, choice) * grad * active  # m dL/dm, which only the chosen unit has
-        grad_logits = mask.mul_(-weight).scatter_add_(-1, choice, weight)
-        return grad_hidden, grad_logits * 1.0, None
 
 
 Policy = Literal["straight_through", "switch"]
@@ -140,6 +67,8 @@ class SparseFeedForward(nn.Module):
         policy: `straight_through` or `switch`.
         multiply_by_controller: scale the hard choice's units by p, without gradient through it.
         kernel_scaling: scale W2 by sqrt(N) at initialisation.
+        controller_gradient: which units tell the controller of a hard choice how they do: `chosen`, as in the
+            reference, where the ReLU follows the mask, or `all` active ones, as if the mask followed the ReLU.
     """
 
     def __init__(
@@ -154,8 +83,10 @@ class SparseFeedForward(nn.Module):
         policy: Policy = "straight_through",
         multiply_by_controller: bool = False,
         kernel_scaling: bool = False,
+        controller_gradient: Literal["chosen", "all"] = "chosen",
     ) -> None:
         super().__init__()
+        self.controller_gradient = controller_gradient
         self.controller, self.num_choices, self.span = controller, num_choices, span
         self.temperature, self.quant_prob, self.policy = temperature, quant_prob, policy
         self.multiply_by_controller = multiply_by_controller
@@ -198,23 +129,27 @@ class SparseFeedForward(nn.Module):
     def _train(self, x: Tensor) -> Tensor:
         logits = self.controller(x)
         hidden = self._groups(F.linear(x, self.up_weight))
-        hard = self.policy == "switch" or torch.rand((), device="cpu").item() < self.quant_prob
-        choice = self.draw(logits) if hard else None
         if self.policy == "switch":
-            chosen = torch.zeros_like(logits).scatter_(-1, choice, 1.0)
+            chosen = torch.zeros_like(logits).scatter_(-1, self.draw(logits), 1.0)
             active = (hidden * self._spread(chosen * logits.softmax(-1))).relu()
-        elif self.span > 1:
-            mask = logits.softmax(-1)
-            if choice is not None:
-                mask = torch.zeros_like(mask).scatter_(-1, choice, 1.0) + (mask - mask.detach())
-            active = (hidden * self._spread(mask)).relu()
-        elif choice is None:
-            active = _SoftMaskedReLU.apply(hidden, logits)
+        elif torch.rand((), device="cpu").item() >= self.quant_prob:
+            active = self._soft(hidden, logits)
         else:
-            active = _HardMaskedReLU.apply(hidden, logits, choice)
-            if self.multiply_by_controller:
-                active = active * logits.detach().softmax(-1)
+            active = self._hard(hidden, logits, self.draw(logits))
         return active.flatten(-2) @ self.down_weight + self.bias
+
+    def _soft(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        if self.span == 1:
+            return soft_masked_relu(hidden, logits)
+        return (hidden * self._spread(logits.softmax(-1))).relu()
+
+    def _hard(self, hidden: Tensor, logits: Tensor, choice: Tensor) -> Tensor:
+        if self.span == 1:
+            active = hard_masked_relu(hidden, logits, choice, self.controller_gradient == "all")
+            return active * logits.detach().softmax(-1) if self.multiply_by_controller else active
+        mask = logits.softmax(-1)
+        mask = torch.zeros_like(mask).scatter_(-1, choice, 1.0) + (mask - mask.detach())
+        return (hidden * self._spread(mask)).relu()
 
     def _scale(self, logits: Tensor, choice: Tensor) -> Tensor | None:
         """What the chosen units are multiplied by, [..., G, 1]."""
@@ -262,6 +197,7 @@ def feed_forward(config: c.FeedForwardConfig, hidden_size: int) -> DenseFeedForw
                 quant_prob=config.quant_prob,
                 multiply_by_controller=config.multiply_by_controller,
                 kernel_scaling=config.kernel_scaling,
+                controller_gradient=config.controller_gradient,
             )
         case c.BlockFeedForwardConfig() | c.SwitchFeedForwardConfig():
             return SparseFeedForward(

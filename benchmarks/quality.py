@@ -142,7 +142,8 @@ def render() -> None:
         begin, end = f"<!-- {family} begin -->", f"<!-- {family} end -->"
         head, _, rest = text.partition(begin)
         tail = rest.partition(end)[2]
-        body = f"{table(variants, {row['name']: row for row in rows})}\n\n![{family}](results/{family}.svg)"
+        speeds = {row["name"]: row for row in rows} | ({f"{family}-dense": rows[0]} if rows else {})
+        body = f"{table(variants, speeds)}\n\n![{family}](results/{family}.svg)"
         text = f"{head}{begin}\n{body}\n{end}{tail}"
     document.write_text(text, encoding="utf-8")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -31,3 +33,14 @@ def _seed() -> None:
     for name, seed in (("numpy", lambda m: m.random.seed(0)), ("torch", lambda m: m.manual_seed(0))):
         if name in sys.modules:
             seed(sys.modules[name])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small text, and a cache of its own for what is made of it."""
+    from runs import write_text
+
+    folder = tmp_path_factory.mktemp("text")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERSE_CACHE", str(folder / "cache"))
+        yield write_text(folder / "text.jsonl")

@@ -32,14 +32,6 @@ FILES = (
 )
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("text")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TERSE_CACHE", str(folder / "cache"))
-        yield write_text(folder / "text.jsonl")
-
-
 def trained(recipe: Recipe) -> tuple[CausalLM, torch.optim.Optimizer]:
     """A model and optimiser after one step, in evaluation mode."""
     torch.manual_seed(0)

@@ -118,7 +118,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
 
 
 # beartype checks one item of a tuple, drawn by `random`, of which hypothesis complains.
-ignore_beartypes_draws = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
 def types(config: Any) -> Any:
@@ -131,7 +131,6 @@ def types(config: Any) -> Any:
 # -------------------------------------------------------------------------------------- round trips
 
 
-@ignore_beartypes_draws
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(recipe=recipes())
 def test_round_trips_lose_nothing(recipe: Recipe) -> None:
@@ -319,34 +318,34 @@ def test_a_part_without_kind_asks_for_one() -> None:
     [
         (
             {"model": {"feed_forward": {"kind": "sparse", "intermediate_size": 100, "ff_block_size": 16}}},
-            "feed_forward.intermediate_size = 100 is not a multiple of feed_forward.ff_block_size = 16; "
+            "model.feed_forward.intermediate_size = 100 is not a multiple of model.feed_forward.ff_block_size = 16; "
             "change one of them",
         ),
         (
             {"model": {"feed_forward": {"kind": "sparse", "ff_block_size": 0}}},
-            "feed_forward.intermediate_size = 1024 is not a multiple of feed_forward.ff_block_size = 0; "
+            "model.feed_forward.intermediate_size = 1024 is not a multiple of model.feed_forward.ff_block_size = 0; "
             "change one of them",
         ),
         (
             {"model": {"feed_forward": {"kind": "block", "intermediate_size": 100, "num_experts": 8}}},
-            "feed_forward.intermediate_size = 100 is not a multiple of feed_forward.num_experts = 8; "
+            "model.feed_forward.intermediate_size = 100 is not a multiple of model.feed_forward.num_experts = 8; "
             "change one of them",
         ),
         (
             {"model": {"feed_forward": {"kind": "sparse", "controller_rank": 0}}},
-            "feed_forward.controller_rank must be at least 1, not 0",
+            "model.feed_forward.controller_rank must be at least 1, not 0",
         ),
         (
             {"model": {"feed_forward": {"kind": "sparse", "quant_prob": 1.5}}},
-            "feed_forward.quant_prob must lie in [0, 1], not 1.5",
+            "model.feed_forward.quant_prob must lie in [0, 1], not 1.5",
         ),
         (
             {"model": {"feed_forward": {"kind": "sparse", "quant_prob": math.nan}}},
-            "feed_forward.quant_prob must lie in [0, 1], not nan",
+            "model.feed_forward.quant_prob must lie in [0, 1], not nan",
         ),
         (
             {"model": {"feed_forward": {"kind": "sparse", "temperature": -1}}},
-            "feed_forward.temperature must be at least 0, not -1.0",
+            "model.feed_forward.temperature must be at least 0, not -1.0",
         ),
         (
             {"model": {"hidden_size": 250}},
@@ -358,16 +357,46 @@ def test_a_part_without_kind_asks_for_one() -> None:
         ),
         (
             {"model": {"attention": {"kind": "sparse", "qkv_modules": 7}}},
-            "model.hidden_size = 256 is not a multiple of attention.qkv_modules = 7; change one of them",
+            "model.hidden_size = 256 is not a multiple of model.attention.qkv_modules = 7; change one of them",
         ),
         (
             {"model": {"attention": {"kind": "locally_connected", "module_kernel": 2}}},
-            "attention.module_kernel must be odd, not 2",
+            "model.attention.module_kernel must be odd, not 2",
         ),
         (
             {"model": {"head": {"kind": "multiplicative", "head_modules": 3}}},
-            "model.vocab_size = 2048 is not a multiple of head.head_modules = 3; change one of them",
+            "model.vocab_size = 2048 is not a multiple of model.head.head_modules = 3; change one of them",
         ),
+        (
+            {"model": {"attention": {"kind": "locally_connected", "module_kernel": -1}}},
+            "model.attention.module_kernel must be odd, not -1",
+        ),
+        (
+            {"model": {"attention": {"kind": "sparse", "length_kernel": 0}}},
+            "model.attention.length_kernel must be at least 1, not 0",
+        ),
+        ({"model": {"attention": {"kind": "low_rank", "rank": 0}}}, "model.attention.rank must be at least 1, not 0"),
+        (
+            {"model": {"feed_forward": {"kind": "dense", "intermediate_size": 0}}},
+            "model.feed_forward.intermediate_size must be at least 1, not 0",
+        ),
+        (
+            {"model": {"feed_forward": {"kind": "dense", "ff_dropout": 1.5}}},
+            "model.feed_forward.ff_dropout must lie in [0, 1), not 1.5",
+        ),
+        (
+            {"model": {"feed_forward": {"kind": "block", "quant_prob": 2.0}}},
+            "model.feed_forward.quant_prob must lie in [0, 1], not 2.0",
+        ),
+        (
+            {"model": {"head": {"kind": "multiplicative", "sparse_prob": 7.0}}},
+            "model.head.sparse_prob must lie in [0, 1], not 7.0",
+        ),
+        ({"model": {"sru": {"num_layers": -1}}}, "model.sru.num_layers must be at least 0, not -1"),
+        ({"model": {"norm_eps": -1.0}}, "model.norm_eps must be above 0, not -1.0"),
+        ({"train": {"warmup_steps": -4}}, "train.warmup_steps must be at least 0, not -4"),
+        ({"train": {"final_quant_prob": 3.0}}, "train.final_quant_prob must lie in [0, 1], not 3.0"),
+        ({"train": {"adam_beta2": 2.0}}, "train.adam_beta2 must lie in [0, 1), not 2.0"),
         ({"model": {"num_hidden_layers": 0}}, "model.num_hidden_layers must be at least 1, not 0"),
         ({"model": {"dropout": 1.0}}, "model.dropout must lie in [0, 1), not 1.0"),
         ({"data": {"validation_fraction": 0.0}}, "data.validation_fraction must lie between 0 and 1, not 0.0"),
@@ -387,7 +416,6 @@ def test_a_value_out_of_range_says_what_is_allowed(values: dict[str, Any], text:
     assert error(values) == text
 
 
-@ignore_beartypes_draws
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), recipe=recipes())
 def test_any_mistake_in_any_key_is_a_config_error_with_its_path(data: st.DataObject, recipe: Recipe) -> None:

@@ -397,3 +397,12 @@ def test_the_same_seed_gives_the_same_model(config: ModelConfig) -> None:
     for a, b in zip(one.parameters(), same.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(one.embedding.weight, other.embedding.weight)
+
+
+@distinct_variants
+def test_a_state_holds_no_graph_and_can_be_cloned_where_gradients_are_taken(config: ModelConfig) -> None:
+    model, tokens = make_model(config), random_tokens(config, 2)
+    with torch.enable_grad():
+        state = model.new_state(2)
+        assert model(tokens[:, :5], state).requires_grad
+        assert_same_state(state.clone(), state)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from runs import DENSE, MIXED, SPARSE, make_recipe, tensors, train_losses, write_text
+from runs import DENSE, MIXED, SPARSE, make_recipe, tensors, train_losses
 from terseformer import checkpoint, data
 from terseformer.checkpoint import CheckpointError
 from terseformer.config import (
@@ -35,14 +35,6 @@ from terseformer.data import DataError
 from terseformer.evaluation import evaluate
 from terseformer.training import Interrupted, Trainer, TrainingError, make_accelerator, train
 from terseformer.training_log import METRICS, Step, TrainingLog, read_metrics
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("text")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TERSE_CACHE", str(folder / "cache"))
-        yield write_text(folder / "text.jsonl")
 
 
 def make_trainer(recipe: Recipe, run: Path) -> Trainer:

@@ -7,6 +7,8 @@ only the keys that it uses, so that no key can be without effect.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +28,25 @@ def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:
     _require(of > 0 and value % of == 0, f"{name} = {value} is not a multiple of {of_name} = {of}; change one of them")
 
 
+def _require_ranges(section: str, config: object, **ranges: tuple[str, ...]) -> None:
+    """Checks that fields lie in the ranges that `_RANGES` names."""
+    for kind, names in ranges.items():
+        is_within, words = _RANGES[kind]
+        for name in names:
+            value = getattr(config, name)
+            _require(value is None or is_within(value), f"{section}.{name} must {words}, not {value}")
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "count": (lambda value: value >= 1, "be at least 1"),
+    "zero_or_more": (lambda value: 0 <= value < math.inf, "be at least 0"),
+    "positive": (lambda value: 0 < value < math.inf, "be above 0"),
+    "share": (lambda value: 0 <= value <= 1, "lie in [0, 1]"),
+    "share_below_one": (lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    "odd": (lambda value: value >= 1 and value % 2 == 1, "be odd"),
+}
+
+
 # Feed-forward layers.
 
 
@@ -40,6 +61,9 @@ class DenseFeedForwardConfig:
     """Activation; `swiglu` has a third matrix, the gate."""
     ff_dropout: float = 0.0
     """Dropout before the activation, as the reference has it."""
+
+    def __post_init__(self) -> None:
+        _require_ranges("model.feed_forward", self, count=("intermediate_size",), share_below_one=("ff_dropout",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +91,18 @@ class SparseFeedForwardConfig:
 
     def __post_init__(self) -> None:
         _require_multiple(
-            "feed_forward.intermediate_size", self.intermediate_size, "feed_forward.ff_block_size", self.ff_block_size
+            "model.feed_forward.intermediate_size",
+            self.intermediate_size,
+            "model.feed_forward.ff_block_size",
+            self.ff_block_size,
         )
-        _require(
-            self.controller_rank > 0, f"feed_forward.controller_rank must be at least 1, not {self.controller_rank}"
+        _require_ranges(
+            "model.feed_forward",
+            self,
+            count=("intermediate_size", "controller_rank"),
+            share=("quant_prob",),
+            zero_or_more=("temperature",),
         )
-        _require(0 <= self.quant_prob <= 1, f"feed_forward.quant_prob must lie in [0, 1], not {self.quant_prob}")
-        _require(self.temperature >= 0, f"feed_forward.temperature must be at least 0, not {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +114,12 @@ class _ExpertFeedForwardConfig:
 
     def __post_init__(self) -> None:
         _require_multiple(
-            "feed_forward.intermediate_size", self.intermediate_size, "feed_forward.num_experts", self.num_experts
+            "model.feed_forward.intermediate_size",
+            self.intermediate_size,
+            "model.feed_forward.num_experts",
+            self.num_experts,
         )
+        _require_ranges("model.feed_forward", self, count=("intermediate_size",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +132,10 @@ class BlockFeedForwardConfig(_ExpertFeedForwardConfig):
     quant_prob: float = 0.5
     """Probability that a training call uses the hard choice instead of the softmax."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_ranges("model.feed_forward", self, share=("quant_prob",), zero_or_more=("temperature",))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchFeedForwardConfig(_ExpertFeedForwardConfig):
@@ -107,6 +144,10 @@ class SwitchFeedForwardConfig(_ExpertFeedForwardConfig):
     kind: Literal["switch"] = "switch"
     temperature: float = 0.1
     """Factor of the Gumbel noise when training draws its choice."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_ranges("model.feed_forward", self, zero_or_more=("temperature",))
 
 
 FeedForwardConfig = DenseFeedForwardConfig | SparseFeedForwardConfig | BlockFeedForwardConfig | SwitchFeedForwardConfig
@@ -131,6 +172,9 @@ class LowRankProjectionConfig:
     rank: int = 64
     """Width of the bottleneck."""
 
+    def __post_init__(self) -> None:
+        _require_ranges("model.attention", self, count=("rank",))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MultiplicativeProjectionConfig:
@@ -153,6 +197,9 @@ class LocalConvolutionProjectionConfig:
     length_kernel: int = 3
     """Tokens that the kernel sees: the present one and those before it."""
 
+    def __post_init__(self) -> None:
+        _require_ranges("model.attention", self, odd=("module_kernel",), count=("length_kernel",))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocallyConnectedProjectionConfig:
@@ -163,6 +210,9 @@ class LocallyConnectedProjectionConfig:
     """Modules S."""
     module_kernel: int = 3
     """Neighbouring modules that an output module sees; odd."""
+
+    def __post_init__(self) -> None:
+        _require_ranges("model.attention", self, odd=("module_kernel",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +241,9 @@ class SparseProjectionConfig:
     """What follows the merged heads; `none` adds them straight to the residual stream."""
     value_input: Literal["none", "fixed", "original"] = "none"
     """What v sees beside the multiplicative layer's output: nothing, the input's module, or all of the input."""
+
+    def __post_init__(self) -> None:
+        _require_ranges("model.attention", self, odd=("module_kernel",), count=("length_kernel",))
 
 
 AttentionProjectionConfig = (
@@ -225,6 +278,9 @@ class MultiplicativeHeadConfig:
     sparse_prob: float = 1.0
     """Below 1, training has a dense head beside it and uses the sparse one with this probability."""
 
+    def __post_init__(self) -> None:
+        _require_ranges("model.head", self, share=("sparse_prob",))
+
 
 HeadConfig = DenseHeadConfig | MultiplicativeHeadConfig
 
@@ -239,6 +295,9 @@ class SRUConfig:
     """Recurrent layers in the branch; 0 leaves it out."""
     size: int = 32
     """Width of the branch."""
+
+    def __post_init__(self) -> None:
+        _require_ranges("model.sru", self, zero_or_more=("num_layers",), count=("size",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,14 +336,13 @@ class ModelConfig:
     """From the last hidden vector to the logits."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            _require(getattr(self, name) > 0, f"model.{name} must be at least 1, not {getattr(self, name)}")
+        _require_ranges(
+            "model",
+            self,
+            count=("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
+            positive=("rope_theta", "norm_eps"),
+            share_below_one=("dropout", "attention_dropout"),
+        )
         _require_multiple("model.hidden_size", self.hidden_size, "model.num_attention_heads", self.num_attention_heads)
         if self.position == "rotary":
             _require(
@@ -293,13 +351,9 @@ class ModelConfig:
                 "change model.num_attention_heads",
             )
         modules = getattr(self.attention, "qkv_modules", 1)
-        _require_multiple("model.hidden_size", self.hidden_size, "attention.qkv_modules", modules)
-        kernel = getattr(self.attention, "module_kernel", 1)
-        _require(kernel % 2 == 1, f"attention.module_kernel must be odd, not {kernel}")
+        _require_multiple("model.hidden_size", self.hidden_size, "model.attention.qkv_modules", modules)
         if isinstance(self.head, MultiplicativeHeadConfig):
-            _require_multiple("model.vocab_size", self.vocab_size, "head.head_modules", self.head.head_modules)
-        for name in ("dropout", "attention_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"model.{name} must lie in [0, 1), not {getattr(self, name)}")
+            _require_multiple("model.vocab_size", self.vocab_size, "model.head.head_modules", self.head.head_modules)
 
     @property
     def head_dim(self) -> int:
@@ -389,22 +443,35 @@ class TrainConfig:
     """Prompt of the sample that each validation prints."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "sequence_length",
-            "gradient_accumulation_steps",
-            "keep_checkpoints",
-            "log_every",
-        ):
-            _require(getattr(self, name) > 0, f"train.{name} must be at least 1, not {getattr(self, name)}")
+        _require_ranges(
+            "train",
+            self,
+            count=(
+                "steps",
+                "batch_size",
+                "sequence_length",
+                "gradient_accumulation_steps",
+                "keep_checkpoints",
+                "log_every",
+            ),
+            zero_or_more=(
+                "warmup_steps",
+                "weight_decay",
+                "max_grad_norm",
+                "evaluate_every",
+                "evaluate_sequences",
+                "checkpoint_every",
+            ),
+            positive=("learning_rate",),
+            share=("final_learning_rate", "final_quant_prob"),
+            share_below_one=("adam_beta2",),
+        )
         _require_multiple(
             "train.batch_size",
             self.batch_size,
             "train.gradient_accumulation_steps",
             self.gradient_accumulation_steps,
         )
-        _require(self.learning_rate > 0, f"train.learning_rate must be above 0, not {self.learning_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)

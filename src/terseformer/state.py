@@ -60,14 +60,11 @@ class KeyValueCache:
         assert chunk.end <= capacity
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None].expand_as(chunk.positions)
         slots = chunk.positions.clamp(max=capacity - 1)
-        if chunk.num_real is None:
-            real = slice(None)
-            rows, slots = rows.reshape(-1), slots.reshape(-1)
-            new_keys, new_values = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))
-        else:
+        rows, slots = rows.reshape(-1), slots.reshape(-1)
+        new_keys, new_values = (x.detach().transpose(1, 2).flatten(0, 1) for x in (keys, values))
+        if chunk.num_real is not None:
             real = (torch.arange(keys.shape[2], device=keys.device) < chunk.num_real[:, None]).reshape(-1)
-            rows, slots = rows.reshape(-1)[real], slots.reshape(-1)[real]
-            new_keys, new_values = (x.transpose(1, 2).flatten(0, 1)[real] for x in (keys, values))
+            rows, slots, new_keys, new_values = (x[real] for x in (rows, slots, new_keys, new_values))
         self.keys[rows, :, slots] = new_keys
         self.values[rows, :, slots] = new_values
         return self.keys[:, :, : chunk.end], self.values[:, :, : chunk.end]
@@ -82,7 +79,7 @@ class FrameMemory:
     def extend(self, x: Float[Tensor, "B T ..."], chunk: Chunk) -> Tensor:
         """The remembered frames followed by the call's; remembers the last ones."""
         frames = torch.cat([self.frames, x], dim=1)
-        self.frames = _last_frames(frames, self.frames.shape[1], chunk.num_real)
+        self.frames = _last_frames(frames.detach(), self.frames.shape[1], chunk.num_real)
         return frames
 
 
@@ -94,7 +91,7 @@ class RecurrentCarry:
 
     def advance(self, states: Float[Tensor, "B T U"], chunk: Chunk) -> None:
         """Remembers, of the call's inner states, each row's last real one."""
-        self.carry = _last_frames(torch.cat([self.carry[:, None], states], dim=1), 1, chunk.num_real)[:, 0]
+        self.carry = _last_frames(torch.cat([self.carry[:, None], states.detach()], dim=1), 1, chunk.num_real)[:, 0]
 
 
 @dataclass

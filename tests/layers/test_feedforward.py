@@ -22,7 +22,7 @@ from terseformer.config import (
 from terseformer.layers.controller import LowRankController, Router
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.feedforward import DenseFeedForward, SparseFeedForward, feed_forward
-from terseformer.layers.masked_relu import hard_masked_relu, soft_masked_relu
+from terseformer.layers.masked_relu import hard_masked_relu, soft_masked_relu, softmax
 from variants import make_visible
 
 D, UNITS = 5, 12
@@ -450,3 +450,11 @@ def test_training_runs_in_bfloat16_under_autocast(policy: str) -> None:
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [1, 2, 8, 15, 16, 17])
+def test_softmax_of_any_length(length: int) -> None:
+    logits = torch.randn(3, 5, length) * 50  # large enough that powers without the maximum taken off would overflow
+    before = logits.clone()
+    assert_close(softmax(logits), logits.softmax(-1))
+    assert torch.equal(logits, before)

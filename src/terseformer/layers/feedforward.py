@@ -20,7 +20,7 @@ from terseformer import config as c
 from terseformer.layers.controller import LowRankController, Router
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.initializers import dense, glorot, near_zero
-from terseformer.layers.masked_relu import hard_masked_relu, soft_masked_relu
+from terseformer.layers.masked_relu import hard_masked_relu, soft_masked_relu, softmax
 
 
 class DenseFeedForward(nn.Module):
@@ -122,7 +122,7 @@ class SparseFeedForward(nn.Module):
         logits = logits.detach()
         if self.temperature == 0:
             return logits.argmax(-1, keepdim=True)
-        cumulative = (logits.float() / self.temperature).softmax(-1).cumsum(-1)
+        cumulative = softmax(logits.float() / self.temperature).cumsum(-1)
         level = torch.rand(*logits.shape[:-1], 1, device=logits.device) * cumulative[..., -1:]
         return (cumulative <= level).sum(-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
 

@@ -131,21 +131,23 @@ def plot(family: str, variants: dict[str, list[dict]]) -> Path:
     return path
 
 
-def render() -> None:
-    """Replaces the tables between the markers of docs/results.md."""
+def replace_between(name: str, body: str) -> None:
+    """Replaces what stands between a pair of markers of docs/results.md."""
     document = ROOT / "docs" / "results.md"
-    text = document.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
+    head, _, rest = document.read_text(encoding="utf-8").partition(begin)
+    tail = rest.partition(end)[2]
+    document.write_text(f"{head}{begin}\n{body}\n{end}{tail}", encoding="utf-8")
+
+
+def render() -> None:
+    """Writes the table and the curves of each family into docs/results.md."""
     for family, variants in load_results().items():
         speed_file = RESULTS / f"{family}-speed.json"
         rows = json.loads(speed_file.read_text(encoding="utf-8"))["rows"] if speed_file.exists() else []
-        plot(family, variants)
-        begin, end = f"<!-- {family} begin -->", f"<!-- {family} end -->"
-        head, _, rest = text.partition(begin)
-        tail = rest.partition(end)[2]
         speeds = {row["name"]: row for row in rows} | ({f"{family}-dense": rows[0]} if rows else {})
-        body = f"{table(variants, speeds)}\n\n![{family}](results/{family}.svg)"
-        text = f"{head}{begin}\n{body}\n{end}{tail}"
-    document.write_text(text, encoding="utf-8")
+        plot(family, variants)
+        replace_between(family, f"{table(variants, speeds)}\n\n![{family}](results/{family}.svg)")
 
 
 def main() -> None:

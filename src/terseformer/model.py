@@ -60,7 +60,9 @@ class CausalLM(nn.Module):
 
     `model(tokens)` gives, at each position, the logits of the next token (Hugging Face's convention).
 
-    Source: `ConfigurableTransformerLM` of the reference, less its shift to the right.
+    Source: `ConfigurableTransformerLM` of the reference, less its shift to the right. Unlike there, where it is
+    uniform with a standard deviation of 1 / sqrt(D), an embedding that is not tied is drawn from N(0, 1): see
+    docs/log.md.
     """
 
     def __init__(self, config: ModelConfig) -> None:

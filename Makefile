@@ -14,7 +14,7 @@ INSTALL := $(PIP) install -qq -c constraints.txt $(if $(TORCH),--extra-index-url
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast lint format bench clean
+.PHONY: help setup demo test test-fast sanitize lint format bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,17 @@ test: $(STAMP) ## run all tests
 
 test-fast: $(STAMP) ## run the tests that take a moment
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# The C++ parts once more, with what finds reads out of bounds, undefined behaviour, or with `thread` races.
+SANITIZE ?= address,undefined
+SANITIZED = build/sanitize-$(firstword $(subst $(comma), ,$(SANITIZE)))
+comma := ,
+sanitize: $(STAMP) ## run the engine's tests under AddressSanitizer and UBSan, or SANITIZE=thread
+	@$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Debug \
+	  -DCMAKE_CXX_FLAGS='-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer -O1' \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) >/dev/null
+	@$(BIN)/cmake --build $(SANITIZED) >/dev/null
+	$(BIN)/python tests/sanitize.py $(SANITIZED)/_native*.so $(SANITIZE) $(ARGS)
 
 lint: $(STAMP) ## check style, types and who imports whom
 	$(BIN)/ruff check

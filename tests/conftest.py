@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import sys
@@ -17,6 +18,14 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# `make sanitize` tests another build of the compiled module.
+if native := os.environ.get("TERSE_TEST_NATIVE"):
+    spec = importlib.util.spec_from_file_location("terseformer._native", native)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["terseformer._native"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["terseformer._native"])
 
 # Before terseformer is imported, so that every annotation is checked when it is called.
 install_import_hook("terseformer", "beartype.beartype")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -227,7 +228,7 @@ def test_evaluate(folder, terse):
 def test_generate_streams(folder, terse, monkeypatch):
     pieces = []
     monkeypatch.setattr("builtins.print", lambda *values, **how: pieces.append((*values, how)))
-    terse("generate", "runs/mine", "abc", "--temperature", "0", "--max-new-tokens", "9")
+    terse("generate", "runs/mine", "abc", "--temperature", "0", "--max-new-tokens", "9", "--backend", "torch")
     texts = [text for text, how in pieces[:-1] if how == {"end": "", "flush": True}]
     model, tokenizer = checkpoint.load("runs/mine"), load_tokenizer(checkpoint.find("runs/mine"))
     [expected] = generate(model, tokenizer, "abc", SamplingConfig(temperature=0.0, max_new_tokens=9))
@@ -247,6 +248,24 @@ def test_generate_flags(folder, terse):
     assert terse("generate", "runs/mine").code == 0
 
 
+def test_generate_by_engine_and_by_pytorch(folder, terse):
+    flags = ("--temperature", "0", "--max-new-tokens", "12")
+    engine = terse("generate", "runs/mine", "abc", *flags)
+    assert engine.err.startswith("engine: ")
+    assert terse("generate", "runs/mine", "abc", *flags, "--backend", "torch").out == engine.out
+    assert "1 threads, int8" in terse("generate", "runs/mine", "abc", "--dtype", "int8", "--threads", "1").err
+    refused = terse("generate", "runs/mine", "abc", "--backend", "torch", "--dtype", "bf16")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+
+
+def test_pack_and_chat(folder, terse, monkeypatch):
+    packed = terse("pack", "runs/mine", "--dtype", "bf16").out
+    assert re.fullmatch(r"runs/mine/step-00000003/packed-bf16\.safetensors: [\d.]+ MB\n", packed)
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
+    chat = terse("chat", "runs/mine", "--max-new-tokens", "3")
+    assert (chat.code, chat.out.count("> ")) == (0, 2)
+
+
 @pytest.mark.parametrize("model", ["tiny", "mine.toml", "runs/mine", "runs/mine/step-00000003"])
 def test_info(model, folder, terse):
     result = terse("info", model, "--context", "10")
@@ -258,4 +277,5 @@ def test_reader_that_goes_away(folder):
     command = f"{sys.executable} -m terseformer generate runs/mine abc | true; exit ${{PIPESTATUS[0]}}"
     environment = os.environ | {"PYTHONPATH": str(Path(terseformer.__file__).parents[1])}
     result = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["engine"]

@@ -15,9 +15,11 @@ from torch.testing import assert_close
 
 from terseformer.config import ModelConfig
 from terseformer.data import train_tokenizer
-from terseformer.generation import Detokenizer, Generation, StopStrings, generate, generate_tokens, stream
+from terseformer.drawing import new_generator, sample
+from terseformer.generation import generate, generate_tokens, stream
 from terseformer.model import CausalLM
-from terseformer.sampling import GenerationError, SamplingConfig, new_generator, sample
+from terseformer.sampling import GenerationError, SamplingConfig
+from terseformer.text import Detokenizer, Generation, StopStrings
 from variants import MAX_POSITION, VARIANTS, make_model
 
 MODULE = sys.modules["terseformer.generation"]

@@ -167,8 +167,12 @@ def test_physical_cores_keep_to_the_affinity_mask() -> None:
 
 def test_the_stub_names_what_the_module_has() -> None:
     stub = ast.parse(Path(native.__file__).with_name("_native.pyi").read_text())
-    functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
-    assert functions == {name for name in vars(_native) if not name.startswith("_")}
+    declared = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert set(declared) == {name for name in vars(_native) if not name.startswith("_")}
+    for name, node in declared.items():
+        if isinstance(node, ast.ClassDef):
+            members = {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
+            assert members - {"__init__"} == {member for member in vars(getattr(_native, name)) if member[0] != "_"}
 
 
 def test_annotations_are_checked_when_called() -> None:

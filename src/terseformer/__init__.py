@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from terseformer.checkpoint import load as load
     from terseformer.config import ModelConfig as ModelConfig
     from terseformer.config import Recipe as Recipe
+    from terseformer.engine import Engine as Engine
     from terseformer.evaluation import evaluate as evaluate
     from terseformer.generation import generate as generate
     from terseformer.generation import stream as stream
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CausalLM": "model",
+    "Engine": "engine",
     "ModelConfig": "config",
     "Recipe": "config",
     "SamplingConfig": "sampling",

@@ -23,14 +23,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from terseformer.config import ConfigError, ModelConfig, Recipe
-from terseformer.configfile import from_dict, from_toml, read_text, to_dict, to_toml
+from terseformer.config import ConfigError, Recipe
+from terseformer.configfile import from_toml, read_text, to_dict, to_toml
 from terseformer.data import PreparedData
-from terseformer.errors import UserError
+from terseformer.folder import (
+    MODEL_TYPE,
+    CheckpointError,
+    checkpoints,
+    find,
+    folder_of,
+    instead,
+    last_good,
+    load_config,
+)
 from terseformer.model import CausalLM
 
-MODEL_TYPE = "terseformer"
-_PREFIX = "step-"
 _UNFINISHED = ".saving"
 _FREE_KEYS = {
     "train.log_every",
@@ -40,10 +47,6 @@ _FREE_KEYS = {
     "train.keep_checkpoints",
     "train.sample_prompt",
 }
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be read or written: the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +74,6 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     return model.to(device).eval()
 
 
-def load_config(path: Path) -> ModelConfig:
-    """The configuration of a checkpoint folder. Raises CheckpointError."""
-    file = path / "config.json"
-    try:
-        values = json.loads(read_text(file))
-        if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
-            raise ConfigError(f'it is not of a terseformer model ("model_type": "{MODEL_TYPE}")')
-        foreign = ("model_type", "architectures", "dtype")
-        return from_dict(ModelConfig, {name: value for name, value in values.items() if name not in foreign})
-    except (ConfigError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be used: {error}; {_instead(path)}") from None
-
-
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fills a model from a checkpoint folder; names all missing and misshapen tensors at once."""
     tensors = _read_tensors(path / "model.safetensors")
@@ -98,37 +88,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"{path / 'model.safetensors'} does not fit its config.json: {'; '.join(problems)}; {_instead(path)}"
+            f"{path / 'model.safetensors'} does not fit its config.json: {'; '.join(problems)}; {instead(path)}"
         )
     model.load_state_dict(tensors, strict=False)
-
-
-def find(folder: str | os.PathLike[str]) -> Path:
-    """The checkpoint folder that a path stands for. Raises CheckpointError."""
-    folder = Path(folder)
-    if (folder / "config.json").is_file():
-        return folder
-    steps = checkpoints(folder)
-    if steps:
-        return steps[-1]
-    what = "holds neither config.json nor step-* folders" if folder.is_dir() else "is no folder"
-    raise CheckpointError(f"no checkpoint at {folder}: it {what}; give a checkpoint's or a run's folder")
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, the oldest first."""
-    return sorted(p for p in run.glob(f"{_PREFIX}*") if (p / "config.json").is_file())
-
-
-def last_good(run: Path) -> str:
-    """Says which checkpoint of a run is the last, for messages."""
-    whole = checkpoints(run)
-    return f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
-
-
-def folder_of(run: Path, step: int) -> Path:
-    """Where a run's checkpoint after a step stands."""
-    return run / f"{_PREFIX}{step:08d}"
 
 
 def save(
@@ -196,20 +158,20 @@ def load_training(path: Path) -> TrainingState:
         CheckpointError: it was made without one, or a file is missing or damaged; names the one before it.
     """
     if not (path / "training").is_dir():
-        raise CheckpointError(f"{path} has no training state, so that training cannot go on from it; {_instead(path)}")
+        raise CheckpointError(f"{path} has no training state, so that training cannot go on from it; {instead(path)}")
     try:
         state = json.loads(read_text(path / "training" / "state.json"))
         for name, expected in state["files"].items():
             file = path / name
             if not file.is_file():
-                raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing; {_instead(path)}")
+                raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing; {instead(path)}")
             if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-                raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written; {_instead(path)}")
+                raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written; {instead(path)}")
         tensors = _read_tensors(path / "training" / "optimizer.safetensors")
         return TrainingState(int(state["step"]), load_recipe(path), state["text"], tensors)
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"checkpoint {path} is damaged: training/state.json cannot be used: {error}; {_instead(path)}"
+            f"checkpoint {path} is damaged: training/state.json cannot be used: {error}; {instead(path)}"
         ) from None
 
 
@@ -275,20 +237,14 @@ def _text(prepared: PreparedData) -> dict[str, Any]:
     return {"tokenizer_sha256": file.tokenizer_sha256, "num_tokens": file.num_tokens, "num_bytes": file.num_bytes}
 
 
-def _instead(path: Path) -> str:
-    """Advice to somebody whose checkpoint cannot be used."""
-    earlier = [p for p in checkpoints(path.parent) if p.name < path.name]
-    return f"the checkpoint before it is {earlier[-1]}" if earlier else "there is no checkpoint before it"
-
-
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     folder = path.parent.parent if path.parent.name == "training" else path.parent
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {_instead(folder)}")
+        raise CheckpointError(f"{path} is missing; {instead(folder)}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; {_instead(folder)}") from None
+        raise CheckpointError(f"{path} is damaged: {error}; {instead(folder)}") from None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,12 +13,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from terseformer.errors import UserError
 
 if TYPE_CHECKING:
     from terseformer.config import Recipe
+    from terseformer.engine import Engine
 
 _USAGE = """\
 terse: Scaling Transformers, trained beside their dense twins and decoded on CPUs
@@ -32,6 +33,8 @@ terse: Scaling Transformers, trained beside their dense twins and decoded on CPU
   terse evaluate runs/small-1m                        loss, perplexity and bits per byte
   terse evaluate runs/small-1m --files my-text.txt    of other text
   terse generate runs/small-1m "In the beginning"     write; --temperature 0 takes the likeliest token each time
+  terse chat runs/small-1m                            write on, line by line
+  terse pack runs/small-1m --dtype int8               make the file that decoding maps into memory
   terse info runs/small-1m                            sizes, FLOPs and bytes per token; of presets and recipes too
   terse bench                                         measure speed on this machine
 
@@ -58,11 +61,13 @@ def main() -> None:
         return
     verbs: dict[str, Callable[[Sequence[str]], None]] = {
         "bench": _bench,
+        "chat": _chat,
         "data": _data,
         "demo": _demo,
         "evaluate": _evaluate,
         "generate": _generate,
         "info": _info,
+        "pack": _pack,
         "train": _train,
     }
     verb, rest = args[0], args[1:]
@@ -146,26 +151,99 @@ def _evaluate(args: Sequence[str]) -> None:
 def _generate(args: Sequence[str]) -> None:
     from terseformer.sampling import DEFAULT_SAMPLING, SamplingConfig
 
-    def generate(checkpoint: Path, prompt: str = "", /, sampling: SamplingConfig = DEFAULT_SAMPLING) -> None:
+    def generate(
+        checkpoint: Path,
+        prompt: str = "",
+        /,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        backend: Literal["engine", "torch"] = "engine",
+        dtype: Literal["f32", "bf16", "int8"] = "f32",
+        threads: int = 0,
+    ) -> None:
         """Continues a prompt and prints the text as it comes.
 
         Args:
             checkpoint: a checkpoint's or a run's folder.
             prompt: the beginning; without one, the model begins a document.
             sampling: how the text is drawn.
+            backend: the native engine, or PyTorch.
+            dtype: of the engine's weights.
+            threads: of the engine; 0: the physical cores, or TERSE_THREADS.
         """
-        from terseformer.checkpoint import find, load
-        from terseformer.data import load_tokenizer
-        from terseformer.generation import stream
+        if backend == "torch":
+            from terseformer.checkpoint import load
+            from terseformer.data import load_tokenizer
+            from terseformer.folder import find
+            from terseformer.generation import stream
 
-        folder = find(checkpoint)
-        pieces = stream(load(folder), load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
+            if dtype != "f32" or threads:
+                raise UserError("--dtype and --threads are the engine's; leave them out with --backend torch")
+            folder = find(checkpoint)
+            pieces = stream(load(folder), load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
+        else:
+            engine = _engine(checkpoint, dtype, threads)
+            pieces = engine.stream(prompt, sampling)
+            _introduce(engine)
         print(prompt, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
 
     _call("generate", generate, args)
+
+
+def _engine(checkpoint: Path, dtype: Any, threads: int) -> "Engine":
+    from terseformer.engine import Engine
+
+    return Engine.from_pretrained(checkpoint, dtype, threads or None)
+
+
+def _introduce(engine: "Engine") -> None:
+    """Says on which instruction set, threads and type of numbers an engine runs."""
+    print(f"engine: {engine.isa}, {engine.threads} threads, {engine.dtype}", file=sys.stderr)
+
+
+def _chat(args: Sequence[str]) -> None:
+    from terseformer.sampling import DEFAULT_SAMPLING, SamplingConfig
+
+    def chat(
+        checkpoint: Path,
+        /,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        dtype: Literal["f32", "bf16", "int8"] = "f32",
+        threads: int = 0,
+    ) -> None:
+        """Takes turns with a model: it continues the text so far, your last line included. An empty line ends.
+
+        Args:
+            checkpoint: a checkpoint's or a run's folder.
+            sampling: how the text is drawn.
+            dtype: of the engine's weights.
+            threads: of the engine; 0: the physical cores, or TERSE_THREADS.
+        """
+        from terseformer.chat import chat
+
+        engine = _engine(checkpoint, dtype, threads)
+        _introduce(engine)
+        chat(engine, sampling)
+
+    _call("chat", chat, args)
+
+
+def _pack(args: Sequence[str]) -> None:
+    def pack(checkpoint: Path, /, dtype: Literal["f32", "bf16", "int8"] = "f32") -> None:
+        """Makes the packed file of a checkpoint, which the engine would make at first use.
+
+        Args:
+            checkpoint: a checkpoint's or a run's folder.
+            dtype: of the matrices; vectors stay float32.
+        """
+        from terseformer.pack import pack
+
+        path = pack(checkpoint, dtype)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+    _call("pack", pack, args)
 
 
 def _info(args: Sequence[str]) -> None:

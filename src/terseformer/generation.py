@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,17 +10,15 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from terseformer.data import DataError, end_of_text_id
+from terseformer.drawing import new_generator, sample
 from terseformer.evaluation import eval_mode
 from terseformer.model import CausalLM
-from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig, new_generator, sample
+from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig
 from terseformer.state import DecodeState
+from terseformer.text import Generation, TextWriter, end_of_text_ids
 
 PREFILL_TOKENS = 2048
 """Tokens of prompts, over all rows, that the model reads in one call."""
-
-FinishReason = Literal["stop", "length", "eos"]
-"""`stop`: a stop string; `length`: enough tokens, or the context is full; `eos`: the end-of-text token."""
 
 
 class Drawn(NamedTuple):
@@ -30,19 +27,6 @@ class Drawn(NamedTuple):
     row: int
     token: int
     finish_reason: Literal["length", "eos"] | None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What a model wrote after a prompt."""
-
-    text: str
-    """The text, without end-of-text token and stop string."""
-    token_ids: list[int]
-    """All tokens drawn, those of the end-of-text or stop string included."""
-    prompt_tokens: int
-    """Tokens read before the first was drawn."""
-    finish_reason: FinishReason
 
 
 def generate_tokens(
@@ -180,12 +164,12 @@ def generate(
         GenerationError: a prompt does not fit the model, or the model's logits are not finite.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [_Row(tokenizer, prompt, config.stop) for prompt in prompts]
+    rows = [TextWriter(tokenizer, prompt, config.stop) for prompt in prompts]
     stopped: set[int] = set()
-    stop_ids = _end_of_text(tokenizer)
+    stop_ids = end_of_text_ids(tokenizer)
     for step in generate_tokens(model, [row.prompt for row in rows], config, stop_ids, seeds=seeds, stopped=stopped):
         for drawn in step:
-            rows[drawn.row].push(drawn)
+            rows[drawn.row].push(drawn.token, drawn.finish_reason)
             if rows[drawn.row].finish_reason == "stop":
                 stopped.add(drawn.row)
     return [row.result() for row in rows]
@@ -202,115 +186,14 @@ def stream(
     Raises:
         GenerationError: the prompt does not fit the model (at once), or the logits are not finite.
     """
-    row = _Row(tokenizer, prompt, config.stop)
-    return _pieces(row, generate_tokens(model, [row.prompt], config, _end_of_text(tokenizer)))
+    row = TextWriter(tokenizer, prompt, config.stop)
+    return _pieces(row, generate_tokens(model, [row.prompt], config, end_of_text_ids(tokenizer)))
 
 
-def _pieces(row: _Row, steps: Iterator[list[Drawn]]) -> Generator[str, None, Generation]:
+def _pieces(row: TextWriter, steps: Iterator[list[Drawn]]) -> Generator[str, None, Generation]:
     for (drawn,) in steps:
-        if piece := row.push(drawn):
+        if piece := row.push(drawn.token, drawn.finish_reason):
             yield piece
         if row.finish_reason is not None:
             break
     return row.result()
-
-
-def _end_of_text(tokenizer: Tokenizer) -> list[int]:
-    try:
-        return [end_of_text_id(tokenizer)]
-    except DataError:
-        return []
-
-
-class _Row:
-    """A prompt and the text that grows after it."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: str, stops: Sequence[str]) -> None:
-        self.prompt = tokenizer.encode(prompt, add_special_tokens=False).ids or _end_of_text(tokenizer)
-        self.finish_reason: FinishReason | None = None
-        self._token_ids: list[int] = []
-        self._text = ""
-        self._detokenizer = Detokenizer(tokenizer, self.prompt)
-        self._stops = StopStrings(stops)
-
-    def push(self, drawn: Drawn) -> str:
-        """The text that has become certain with this token."""
-        self._token_ids.append(drawn.token)
-        self.finish_reason = drawn.finish_reason
-        piece = "" if drawn.finish_reason == "eos" else self._detokenizer.push(drawn.token)
-        if drawn.finish_reason is not None:
-            piece += self._detokenizer.flush()
-        piece = self._stops.push(piece)
-        if self._stops.found:
-            self.finish_reason = "stop"
-        elif drawn.finish_reason is not None:
-            piece += self._stops.flush()
-        self._text += piece
-        return piece
-
-    def result(self) -> Generation:
-        assert self.finish_reason is not None
-        return Generation(self._text, self._token_ids, len(self.prompt), self.finish_reason)
-
-
-class Detokenizer:
-    """Text from tokens that come one at a time; the pieces together are the text of all tokens.
-
-    A piece comes as soon as it ends with a whole character. Special tokens have no text.
-
-    Args:
-        tokenizer: any; the claim is exact for byte-level ones.
-        context: tokens before the first, whose last ones tell whether a word begins with a space.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._ids = list(context[-4:])
-        self._num_known, self._known = len(self._ids), len(tokenizer.decode(self._ids))
-
-    def _settle(self, text: str) -> str:
-        """Gives what is new in the text of the tokens held; these are then the context of the next."""
-        piece = text[self._known :]
-        self._ids = self._ids[self._num_known :]
-        self._num_known, self._known = len(self._ids), len(self._tokenizer.decode(self._ids))
-        return piece
-
-    def push(self, token: int) -> str:
-        """The text that is certain after this token, often none."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if len(text) <= self._known or text.endswith("\ufffd"):
-            return ""
-        return self._settle(text)
-
-    def flush(self) -> str:
-        """What was held back."""
-        return self._settle(self._tokenizer.decode(self._ids))
-
-
-class StopStrings:
-    """Cuts text that comes in pieces before the stop string that is complete first, however it is divided.
-
-    Of two that end together the longer one counts.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._held = stops, ""
-        self.found = False
-
-    def push(self, piece: str) -> str:
-        """The text that is surely no part of a stop string."""
-        text = self._held + piece
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.found, self._held = True, ""
-            return text[: min(found)[1]]
-        begun = (n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        cut = len(text) - max(begun, default=0)
-        self._held = text[cut:]
-        return text[:cut]
-
-    def flush(self) -> str:
-        """What was held back."""
-        text, self._held = self._held, ""
-        return text

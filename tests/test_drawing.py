@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from terseformer.config import ConfigError
 from terseformer.configfile import from_json, to_json
-from terseformer.sampling import GenerationError, SamplingConfig, new_generator, probabilities, sample
+from terseformer.drawing import new_generator, probabilities, sample
+from terseformer.sampling import GenerationError, SamplingConfig
 
 # Integers give many ties.
 number = st.one_of(st.integers(-4, 4).map(float), st.floats(-50, 50, width=32), st.just(-math.inf))
@@ -60,11 +61,13 @@ def twin(logits: list[float], seen: list[bool], config: SamplingConfig) -> np.nd
     return softmax(np.where(p >= config.min_p * p.max(), scores, -math.inf))
 
 
-def on_the_edge(logits: list[float], seen: list[bool], config: SamplingConfig) -> bool:
+def on_the_edge(logits: list[float], seen: list[bool], config: SamplingConfig, width: float = 1e-9) -> bool:
     """Whether rounding alone decides what stays."""
     first, second = (
-        dataclasses.replace(config, top_p=min(1.0, config.top_p + up), min_p=min(1.0, config.min_p * (1 + down)))
-        for up, down in ((1e-9, 1e-9), (-1e-9 * (config.top_p < 1), -1e-9))
+        dataclasses.replace(
+            config, top_p=min(1.0, config.top_p + up), min_p=min(1.0, max(0.0, config.min_p * (1 + down)))
+        )
+        for up, down in ((width, width), (-min(width, config.top_p / 2) * (config.top_p < 1), -width))
     )
     return not np.array_equal(twin(logits, seen, first) > 0, twin(logits, seen, second) > 0)
 

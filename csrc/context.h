@@ -1,0 +1,79 @@
+// What a layer is given when a batch of tokens passes through the model.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "buffer.h"
+#include "session.h"
+#include "team.h"
+
+namespace terse {
+
+inline std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
+// Consecutive new tokens of one session: rows [first, first + count) of the batch.
+struct Run {
+    Session* session;
+    int first;
+    int count;
+};
+
+struct Batch {
+    std::vector<Run> runs;
+    std::vector<std::int32_t> tokens;
+    std::vector<std::int32_t> positions;  // of each row
+
+    int rows() const { return static_cast<int>(tokens.size()); }
+};
+
+// Floats that the layers need, found out while the model is built: for each row, each run, each worker.
+struct Sizes {
+    std::size_t hidden = 0;    // row: inside a feed-forward layer, or in the middle of a layer of two steps
+    std::size_t logits = 0;    // row: of a controller
+    std::size_t chosen = 0;    // row: units that a controller chooses
+    std::size_t frame = 0;     // row: of a convolution, with its padding
+    std::size_t past = 0;      // run: frames of a convolution's past
+    std::size_t gated = 0;     // worker: inputs of a multiplicative layer
+    std::size_t recurrent = 0;  // row: inside the recurrent branch
+};
+
+// Where a call computes. Allocated once for the largest batch.
+struct Workspace {
+    Workspace(const Sizes& sizes, int hidden_size, int capacity, int rows, int runs, int workers, bool poison);
+
+    int rows;      // at most in a batch
+    int runs;      // at most in a batch
+    int capacity;  // positions that a row can attend to, in whole panels
+
+    Buffer x;       // the residual stream, [rows][hidden_size], as the next five
+    Buffer normed;
+    Buffer q, k, v;
+    Buffer merged;      // heads side by side
+    Buffer branch;      // of the recurrent branch
+    Buffer hidden;      // [rows][sizes.hidden]
+    Buffer logits;      // [rows][sizes.logits]
+    Buffer frames;      // [rows and past][sizes.frame]
+    Buffer recurrent;   // [rows][sizes.recurrent]
+    std::vector<std::int32_t> chosen;  // [rows][sizes.chosen]
+    std::vector<Buffer> own_normed;    // of each worker: one row
+    std::vector<Buffer> own_gated;     // of each worker: [sizes.gated]
+    std::vector<Buffer> own_scores;    // of each worker: [kQueries][capacity]
+    std::vector<Buffer> own_partial;   // of each worker: [hidden_size]
+};
+
+constexpr int kQueries = 12;  // rows whose attention is computed together
+
+struct Context {
+    Worker& worker;
+    const Batch& batch;
+    Workspace& work;
+
+    int rows() const { return batch.rows(); }
+    float* gated() const { return work.own_gated[index(worker.index())].data(); }
+    float* scores() const { return work.own_scores[index(worker.index())].data(); }
+    float* partial(int of) const { return work.own_partial[index(of)].data(); }
+};
+
+}  // namespace terse

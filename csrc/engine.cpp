@@ -1,0 +1,166 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace terse {
+
+Writer::Writer(Session& session, const Sampling& sampling, int max_tokens, std::vector<std::int32_t> stop_ids,
+               std::vector<std::string> stops, const std::vector<std::string>& pieces)
+    : session_(session),
+      sampler_(sampling, session.shape().vocab_size),
+      stops_(std::move(stops), pieces),
+      stop_ids_(stop_ids.begin(), stop_ids.end()),
+      left_(max_tokens) {}
+
+void Writer::see(const std::int32_t* tokens, int count) {
+    std::for_each(tokens, tokens + count, [this](std::int32_t token) { sampler_.see(token); });
+}
+
+void Writer::draw() {
+    const std::int32_t token = sampler_.next(session_.logits());
+    if (token < 0) {
+        finish_ = Finish::not_finite;
+        return;
+    }
+    sampler_.see(token);
+    tokens_.push_back(token);
+    pending_ = token;
+    --left_;
+    if (stop_ids_.contains(token)) {
+        finish_ = Finish::eos;
+    } else if (stops_.push(token)) {
+        finish_ = Finish::stop;
+    } else if (left_ == 0 || session_.length() + 1 >= session_.capacity()) {
+        finish_ = Finish::length;
+    }
+}
+
+Engine::Engine(std::shared_ptr<const Model> model, int threads, int rows, int runs, bool poison)
+    : model_(std::move(model)),
+      team_(threads),
+      work_(model_->sizes(), model_->hidden_size(), model_->max_positions(), rows, runs, threads, poison) {}
+
+void Engine::check(const Session& session) const {
+    if (session.shape() != model_->session_shape()) {
+        throw std::invalid_argument("the session was made for another model");
+    }
+}
+
+void Engine::check(const Session& session, const std::int32_t* tokens, int count) const {
+    check(session);
+    if (count > session.capacity() - session.length()) {
+        throw std::invalid_argument(std::to_string(count) + " more tokens do not fit the session: it holds " +
+                                    std::to_string(session.length()) + " of " + std::to_string(session.capacity()));
+    }
+    for (int i = 0; i < count; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= model_->vocab_size()) {
+            throw std::invalid_argument("the token " + std::to_string(tokens[i]) + " at place " + std::to_string(i) +
+                                        " is not in [0, " + std::to_string(model_->vocab_size()) + ")");
+        }
+    }
+}
+
+void Engine::read(Session& session, const std::int32_t* tokens, int count, float* logits) {
+    const Session::Use use(session);
+    const std::lock_guard lock(callers_);
+    check(session, tokens, count);
+    for (int start = 0; start < count; start += work_.rows) {
+        const int rows = std::min(work_.rows, count - start);
+        Batch batch{{{&session, 0, rows}}, {tokens + start, tokens + start + rows}, {}};
+        for (int i = 0; i < rows; ++i) {
+            batch.positions.push_back(session.length() + i);
+        }
+        float* const kept = logits == nullptr ? nullptr : logits + index(start) * index(model_->vocab_size());
+        team_.run([&](Worker& worker) {
+            Context context{worker, batch, work_};
+            model_->forward(context);
+            if (kept != nullptr) {
+                model_->logits(context, 0, rows, kept);
+            }
+            if (start + rows == count) {
+                model_->logits(context, rows - 1, rows, session.logits());
+            }
+        });
+        session.advance(rows);
+    }
+}
+
+std::vector<std::vector<std::int32_t>> Engine::write(const std::vector<Writer*>& writers, int steps,
+                                                     std::chrono::microseconds time) {
+    std::vector<Session::Use> uses;
+    for (Writer* const writer : writers) {
+        check(writer->session_);
+        uses.emplace_back(writer->session_);
+    }
+    if (writers.size() > index(work_.runs)) {
+        throw std::invalid_argument("the engine writes " + std::to_string(work_.runs) + " texts together, not " +
+                                    std::to_string(writers.size()));
+    }
+    const std::lock_guard lock(callers_);
+    const auto end = std::chrono::steady_clock::now() + time;
+    std::vector<Writer*> active;
+    for (Writer* const writer : writers) {
+        if (writer->finish_ == Finish::no) {
+            active.push_back(writer);
+        }
+    }
+    Batch batch;
+    bool done = active.empty() || steps == 0;
+    int step = 0;
+    const std::size_t vocab_size = index(model_->vocab_size());
+    Buffer logits(active.size() > 1 ? active.size() * vocab_size : 0);
+    if (!done) {
+        team_.run([&](Worker& worker) {
+            Context context{worker, batch, work_};
+            for (;;) {
+                if (worker.index() == 0) {  // what was drawn and not read, one row each
+                    batch.runs.clear();
+                    batch.tokens.clear();
+                    batch.positions.clear();
+                    for (Writer* const writer : active) {
+                        if (writer->pending_ >= 0) {
+                            batch.runs.push_back({&writer->session_, batch.rows(), 1});
+                            batch.positions.push_back(writer->session_.length());
+                            batch.tokens.push_back(writer->pending_);
+                        }
+                    }
+                }
+                worker.barrier();
+                const int rows = batch.rows();
+                if (rows > 0) {
+                    model_->forward(context);
+                    float* const out = rows == 1 ? batch.runs[0].session->logits() : logits.data();
+                    model_->logits(context, 0, rows, out);
+                    for (int row = worker.index(); rows > 1 && row < rows; row += worker.count()) {
+                        std::copy_n(out + index(row) * vocab_size, vocab_size, batch.runs[index(row)].session->logits());
+                    }
+                    worker.barrier();
+                }
+                for (std::size_t i = index(worker.index()); i < active.size(); i += index(worker.count())) {
+                    if (active[i]->pending_ >= 0) {
+                        active[i]->session_.advance(1);
+                    }
+                    active[i]->draw();
+                }
+                worker.barrier();
+                if (worker.index() == 0) {
+                    std::erase_if(active, [](const Writer* writer) { return writer->finish_ != Finish::no; });
+                    done = active.empty() || ++step == steps || std::chrono::steady_clock::now() >= end;
+                }
+                worker.barrier();
+                if (done) {
+                    return;
+                }
+            }
+        });
+    }
+    std::vector<std::vector<std::int32_t>> written;
+    for (Writer* const writer : writers) {
+        written.push_back(std::move(writer->tokens_));
+        writer->tokens_.clear();
+    }
+    return written;
+}
+
+}  // namespace terse

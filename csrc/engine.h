@@ -1,0 +1,73 @@
+// Reads prompts and writes text: the token loop over a model, a team and a workspace.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <unordered_set>
+#include <vector>
+
+#include "model.h"
+#include "sampler.h"
+
+namespace terse {
+
+enum class Finish { no, stop, eos, length, not_finite };
+
+// A text that is being written.
+class Writer {
+public:
+    // `pieces`, the bytes of each token, is needed for stop strings alone. Both pointers must outlive the writer.
+    Writer(Session& session, const Sampling& sampling, int max_tokens, std::vector<std::int32_t> stop_ids,
+           std::vector<std::string> stops, const std::vector<std::string>& pieces);
+
+    Finish finish() const { return finish_; }
+    void see(const std::int32_t* tokens, int count);
+
+private:
+    friend class Engine;
+
+    // Draws a token from the session's logits and says whether it is the last.
+    void draw();
+
+    Session& session_;
+    Sampler sampler_;
+    StopStrings stops_;
+    std::unordered_set<std::int32_t> stop_ids_;
+    int left_;
+    std::int32_t pending_ = -1;  // drawn but not read yet
+    Finish finish_ = Finish::no;
+    std::vector<std::int32_t> tokens_;  // drawn since the caller last took them
+};
+
+class Engine {
+public:
+    // `rows` tokens at most pass through the model together, of `runs` sessions at most.
+    Engine(std::shared_ptr<const Model> model, int threads, int rows, int runs, bool poison);
+
+    const Model& model() const { return *model_; }
+    int threads() const { return team_.size(); }
+    int max_runs() const { return work_.runs; }
+
+    // Reads tokens into a session; its logits are then those of the next token. With `logits`, [count][vocab_size], all
+    // of them are kept. Throws std::invalid_argument when a token is unknown or the session is full.
+    void read(Session& session, const std::int32_t* tokens, int count, float* logits = nullptr);
+
+    // Writes on, a token for every unfinished writer at each step, until all are finished or `steps` are done, or a
+    // step ends after `time`. Gives what each has written.
+    std::vector<std::vector<std::int32_t>> write(const std::vector<Writer*>& writers, int steps,
+                                                 std::chrono::microseconds time);
+
+private:
+    void check(const Session& session) const;
+    void check(const Session& session, const std::int32_t* tokens, int count) const;
+
+    std::shared_ptr<const Model> model_;
+    Team team_;
+    Workspace work_;
+    std::mutex callers_;
+};
+
+}  // namespace terse

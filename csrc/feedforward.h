@@ -1,0 +1,35 @@
+// Feed-forward layers, and the recurrent branch beside them.
+#pragma once
+
+#include <memory>
+
+#include "layers.h"
+
+namespace terse {
+
+class FeedForward {
+public:
+    virtual ~FeedForward() = default;
+
+    // Adds the layer's output for the normalised rows `x` to the residual stream, for all workers to see.
+    virtual void apply(Context& context, const float* x) const = 0;
+};
+
+std::unique_ptr<FeedForward> make_feed_forward(Builder& builder, const std::string& name, int size);
+
+// Dense to a narrow width, simple recurrent units there, and dense back.
+class RecurrentBranch {
+public:
+    RecurrentBranch(Builder& builder, const std::string& name, int size, int width, int layers);
+
+    // Writes the branch's output for the normalised rows `x` into `work.branch`, for all workers to see.
+    void apply(Context& context, const float* x) const;
+
+private:
+    int width_;
+    Dense down_, up_;
+    std::vector<Dense> gates_;
+    std::vector<int> carries_;
+};
+
+}  // namespace terse

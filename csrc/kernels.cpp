@@ -1,0 +1,293 @@
+// Compiled once for each instruction set, with TERSE_KERNELS as the name of its table. No templates of the standard
+// library here: the linker might take an instance of them that uses instructions which the CPU lacks.
+#include "kernels.h"
+
+#include <cmath>
+
+#include "simd.h"
+
+namespace terse {
+namespace {
+
+constexpr int kVectors = kPanel / kLanes;  // of one panel
+
+// Rows and panels that fit the registers together.
+#if defined(TERSE_SCALAR)
+constexpr int kTileRows = 1;
+constexpr int kTilePanels = 1;
+#elif defined(__AVX512F__)
+constexpr int kTileRows = 12;
+constexpr int kTilePanels = 2;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6;
+constexpr int kTilePanels = 1;
+#else
+constexpr int kTileRows = 6;
+constexpr int kTilePanels = 1;
+#endif
+
+// Sums that run side by side, so that one need not wait for the other: at least 8 hide the latency of a multiply-add.
+template <int Panels, int Rows>
+constexpr int kChains = Panels * Rows * kVectors >= 8 || kLanes == 1 ? 1 : 8 / (Panels * Rows * kVectors);
+
+template <typename Weight, int Panels, int Rows>
+void matmul_tile(const MatmulTask& task, int panel, int row) {
+    constexpr int chains = kChains<Panels, Rows>;
+    Floats sums[chains][Rows][Panels * kVectors] = {};
+    const std::size_t panel_size = task.panel_inputs * kPanel;
+    const Weight* weights = static_cast<const Weight*>(task.weights) + static_cast<std::size_t>(panel) * panel_size;
+    const float* segment = task.x + row * task.x_row;
+    const auto step = [&](const float* x, int chain) {
+        for (int p = 0; p < Panels; ++p) {
+            for (int v = 0; v < kVectors; ++v) {
+                const Floats w = load(weights + static_cast<std::size_t>(p) * panel_size + v * kLanes);
+                for (int r = 0; r < Rows; ++r) {
+                    sums[chain][r][p * kVectors + v] += w * x[r * task.x_row];
+                }
+            }
+        }
+        weights += kPanel;
+    };
+    for (int s = 0; s < task.segments; ++s, segment += task.x_segment) {
+        int i = 0;
+        for (; i + chains <= task.inputs; i += chains) {
+            for (int chain = 0; chain < chains; ++chain) {
+                step(segment + i + chain, chain);
+            }
+        }
+        for (; i < task.inputs; ++i) {
+            step(segment + i, 0);
+        }
+    }
+    for (int r = 0; r < Rows; ++r) {
+        for (int p = 0; p < Panels; ++p) {
+            const int first = (panel + p) * kPanel;
+            float* const y = task.y + (row + r) * task.y_row + first;
+            alignas(64) float out[kPanel];
+            const bool whole = first + kPanel <= task.outputs;
+            float* const target = whole ? y : out;
+            for (int v = 0; v < kVectors; ++v) {
+                Floats total = sums[0][r][p * kVectors + v];
+                for (int chain = 1; chain < chains; ++chain) {
+                    total += sums[chain][r][p * kVectors + v];
+                }
+                const int at = first + v * kLanes;
+                if (task.scale != nullptr) {
+                    total *= load(task.scale + at);
+                }
+                if (task.bias != nullptr) {
+                    total += load(task.bias + at);
+                }
+                if (task.add && whole) {
+                    total += load(y + v * kLanes);
+                }
+                if (task.relu) {
+                    total = total < 0.0f ? Floats{} : total;  // NaN stays NaN
+                }
+                store(target + v * kLanes, total);
+            }
+            for (int i = 0; !whole && first + i < task.outputs; ++i) {
+                y[i] = task.add ? y[i] + out[i] : out[i];
+            }
+        }
+    }
+}
+
+// The tile of exactly `rows` rows, Rows at most.
+template <typename Weight, int Panels, int Rows>
+void matmul_rows(const MatmulTask& task, int panel, int row, int rows) {
+    if (rows == Rows) {
+        matmul_tile<Weight, Panels, Rows>(task, panel, row);
+    } else if constexpr (Rows > 1) {
+        matmul_rows<Weight, Panels, Rows - 1>(task, panel, row, rows);
+    }
+}
+
+template <typename Weight, int Panels>
+void matmul_panels(const MatmulTask& task, int panel, int first_row, int last_row) {
+    for (int row = first_row; row < last_row; row += kTileRows) {
+        const int rows = last_row - row < kTileRows ? last_row - row : kTileRows;
+        matmul_rows<Weight, Panels, kTileRows>(task, panel, row, rows);
+    }
+}
+
+template <typename Weight>
+void matmul(const MatmulTask& task, int first_panel, int last_panel, int first_row, int last_row) {
+    int panel = first_panel;
+    for (; panel + kTilePanels <= last_panel; panel += kTilePanels) {
+        matmul_panels<Weight, kTilePanels>(task, panel, first_row, last_row);
+    }
+    for (; panel < last_panel; ++panel) {
+        matmul_panels<Weight, 1>(task, panel, first_row, last_row);
+    }
+}
+
+template <typename Weight>
+float dot(const void* weights, const float* x, int n) {
+    constexpr int chains = kLanes == 1 ? 1 : 4;
+    const Weight* const w = static_cast<const Weight*>(weights);
+    Floats sums[chains] = {};
+    int i = 0;
+    for (; i + chains * kLanes <= n; i += chains * kLanes) {
+        for (int chain = 0; chain < chains; ++chain) {
+            sums[chain] += load(w + i + chain * kLanes) * load(x + i + chain * kLanes);
+        }
+    }
+    for (int chain = 1; chain < chains; ++chain) {
+        sums[0] += sums[chain];
+    }
+    float total = sum(sums[0]);
+    for (; i < n; ++i) {
+        total += to_float(w[i]) * x[i];
+    }
+    return total;
+}
+
+template <typename Weight>
+void axpy(const void* weights, float factor, float* y, int n) {
+    const Weight* const w = static_cast<const Weight*>(weights);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        store(y + i, load(y + i) + factor * load(w + i));
+    }
+    for (; i < n; ++i) {
+        y[i] += factor * to_float(w[i]);
+    }
+}
+
+template <typename Weight>
+void unpack(const void* weights, float factor, float* y, int n) {
+    const Weight* const w = static_cast<const Weight*>(weights);
+    for (int i = 0; i < n; ++i) {
+        y[i] = factor * to_float(w[i]);
+    }
+}
+
+void multiply(const float* a, const float* b, float* y, int n) {
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        store(y + i, load(a + i) * load(b + i));
+    }
+    for (; i < n; ++i) {
+        y[i] = a[i] * b[i];
+    }
+}
+
+float sum_of(const float* x, int n) {
+    Floats sums{};
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        sums += load(x + i);
+    }
+    float total = sum(sums);
+    for (; i < n; ++i) {
+        total += x[i];
+    }
+    return total;
+}
+
+float sum_of_squares(const float* x, float centre, int n) {
+    Floats sums{};
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const Floats d = load(x + i) - centre;
+        sums += d * d;
+    }
+    float total = sum(sums);
+    for (; i < n; ++i) {
+        total += (x[i] - centre) * (x[i] - centre);
+    }
+    return total;
+}
+
+void layer_norm(const float* x, const float* gain, const float* bias, float eps, float* y, int n) {
+    const float mean = sum_of(x, n) / static_cast<float>(n);
+    const float scale = 1.0f / __builtin_sqrtf(sum_of_squares(x, mean, n) / static_cast<float>(n) + eps);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        store(y + i, (load(x + i) - mean) * scale * load(gain + i) + load(bias + i));
+    }
+    for (; i < n; ++i) {
+        y[i] = (x[i] - mean) * scale * gain[i] + bias[i];
+    }
+}
+
+void rms_norm(const float* x, const float* gain, float eps, float* y, int n) {
+    const float scale = 1.0f / __builtin_sqrtf(sum_of_squares(x, 0, n) / static_cast<float>(n) + eps);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        store(y + i, load(x + i) * scale * load(gain + i));
+    }
+    for (; i < n; ++i) {
+        y[i] = x[i] * scale * gain[i];
+    }
+}
+
+float exp1(float x) { return exp(broadcast(x))[0]; }
+
+void softmax(float* x, int n) {
+    float largest = x[0];
+    for (int i = 1; i < n; ++i) {
+        largest = x[i] > largest ? x[i] : largest;
+    }
+    Floats sums{};
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const Floats e = exp(load(x + i) - largest);
+        sums += e;
+        store(x + i, e);
+    }
+    float total = sum(sums);
+    for (; i < n; ++i) {
+        x[i] = exp1(x[i] - largest);
+        total += x[i];
+    }
+    const float scale = 1.0f / total;
+    for (i = 0; i < n; ++i) {
+        x[i] *= scale;
+    }
+}
+
+void gelu(float* x, int n) {
+    for (int i = 0; i < n; ++i) {
+        x[i] *= 0.5f * (1.0f + ::erff(x[i] * 0.70710678f));
+    }
+}
+
+void silu_multiply(const float* gate, float* y, int n) {
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const Floats g = load(gate + i);
+        store(y + i, load(y + i) * g / (1.0f + exp(-g)));
+    }
+    for (; i < n; ++i) {
+        y[i] *= gate[i] / (1.0f + exp1(-gate[i]));
+    }
+}
+
+int argmax(const float* x, int n) {
+    int best = 0;
+    for (int i = 1; i < n; ++i) {
+        best = x[i] > x[best] ? i : best;
+    }
+    return best;
+}
+
+}  // namespace
+
+extern const Kernels TERSE_KERNELS;
+const Kernels TERSE_KERNELS = {
+    {matmul<float>, matmul<Bf16>, matmul<std::int8_t>},
+    {dot<float>, dot<Bf16>, dot<std::int8_t>},
+    {axpy<float>, axpy<Bf16>, axpy<std::int8_t>},
+    {unpack<float>, unpack<Bf16>, unpack<std::int8_t>},
+    multiply,
+    layer_norm,
+    rms_norm,
+    softmax,
+    gelu,
+    silu_multiply,
+    argmax,
+};
+
+}  // namespace terse

@@ -1,0 +1,59 @@
+// From logits to the next token. The steps and their order are those of sampling.py.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace terse {
+
+struct Sampling {
+    float temperature = 0.8f;
+    int top_k = 0;
+    float top_p = 1.0f;
+    float min_p = 0.0f;
+    float repetition_penalty = 1.0f;
+    std::uint64_t seed = 0;
+};
+
+class Sampler {
+public:
+    Sampler(const Sampling& sampling, int vocab_size);
+
+    // Counts a token of the prompt or of the text for the repetition penalty.
+    void see(std::int32_t token);
+
+    // Draws a token, or gives -1 when the logits have NaN or no finite largest.
+    std::int32_t next(const float* logits);
+
+    // The distribution that `next` draws from; false when there is none.
+    bool distribution(const float* logits, float* probabilities);
+
+private:
+    bool filter(const float* logits);  // leaves the probabilities in scores_
+    void keep_largest();
+    void keep_likely();
+    double uniform();
+
+    Sampling sampling_;
+    std::uint64_t state_;
+    std::vector<std::uint8_t> seen_;  // empty: no penalty
+    std::vector<float> scores_;
+    std::vector<std::int32_t> order_;
+};
+
+// Whether a text that comes in tokens has come to a stop string.
+class StopStrings {
+public:
+    // `pieces` are the bytes of each token; it must outlive this.
+    StopStrings(std::vector<std::string> stops, const std::vector<std::string>& pieces);
+    bool push(std::int32_t token);
+
+private:
+    std::vector<std::string> stops_;
+    const std::vector<std::string>& pieces_;
+    std::string tail_;  // as much of the text as may be the beginning of a stop string
+    std::size_t longest_ = 0;
+};
+
+}  // namespace terse

@@ -1,0 +1,349 @@
+"""Decoding by the native engine: the same texts as the PyTorch path gives, at the speed of memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from tokenizers import Tokenizer
+
+from terseformer import native, tensorfile
+from terseformer.config import ConfigError
+from terseformer.configfile import to_dict
+from terseformer.data import load_tokenizer
+from terseformer.folder import find
+from terseformer.layout import Dtype
+from terseformer.pack import Packed, load_packed, pack
+from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig
+from terseformer.tensorfile import Declared, TensorFileError
+from terseformer.text import FinishReason, Generation, TextWriter, end_of_text_ids, token_bytes
+
+MAX_ROWS = 128
+"""Tokens that pass through the model together when a prompt is read."""
+MAX_RUNS = 8
+"""Texts that are written together."""
+_STREAM_SECONDS = 0.02
+_SESSION_FORMAT = "terseformer-session-1"
+
+
+class Session:
+    """What an engine remembers of one sequence: its tokens, keys, values and past frames.
+
+    Made by `Engine.new_session`. One thread at a time may use it.
+    """
+
+    def __init__(self, state: Any, tokens: Sequence[int] = ()) -> None:
+        self._state = state
+        self.tokens = list(tokens)
+        """Tokens of the sequence; the last one that was drawn is read when the sequence goes on."""
+
+    @property
+    def length(self) -> int:
+        """Tokens read."""
+        return self._state.length
+
+    @property
+    def capacity(self) -> int:
+        """Longest sequence that fits, in tokens."""
+        return self._state.capacity
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit."""
+        return self.capacity - len(self.tokens)
+
+    @property
+    def logits(self) -> Float32[np.ndarray, " V"]:
+        """Logits of the next token; zeros before the first was read."""
+        return self._state.logits
+
+    def fork(self) -> Session:
+        """A copy that goes its own way: several texts from one prompt that was read once."""
+        return Session(self._state.fork(), self.tokens)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the session to a file, to go on from it later with the same model.
+
+        Raises:
+            TensorFileError: the file cannot be written.
+        """
+        state = self._state.save()
+        tokens = np.array(self.tokens, np.float32)  # ids below 2^24 are exact
+        tensors = [
+            ("state", Declared("F32", state.shape), lambda: state),
+            ("tokens", Declared("F32", tokens.shape), lambda: tokens),
+        ]
+        metadata = {"format": _SESSION_FORMAT, "capacity": str(self.capacity), "length": str(self.length)}
+        tensorfile.write(Path(path), tensors, metadata)
+
+
+class Engine:
+    """A model whose tokens are computed natively.
+
+    Several engines may share the weights of one packed model, and several sessions one engine. Calls from several
+    threads follow one another; the interpreter runs on while they compute.
+
+    Args:
+        packed: the weights.
+        tokenizer: the one that the model was trained with; without it, there are tokens but no text.
+        threads: default `default_threads`.
+        poison: fill memory with NaN before it is first written, to find what is read too early.
+
+    Raises:
+        ConfigError: `threads` is no number of threads.
+    """
+
+    def __init__(
+        self, packed: Packed, tokenizer: Tokenizer | None = None, threads: int | None = None, *, poison: bool = False
+    ) -> None:
+        self.config, self.dtype, self.tokenizer, self._packed = packed.config, packed.dtype, tokenizer, packed
+        self.threads = default_threads() if threads is None else threads
+        if not 1 <= self.threads <= 1024:
+            raise ConfigError(f"threads must lie in [1, 1024], not {self.threads}")
+        self._poison = poison
+        options = dict(_flat(to_dict(packed.config))) | {"dtype": packed.dtype}
+        self._model = native.Model(options, packed.arrays)
+        self._engine = native.Engine(self._model, self.threads, MAX_ROWS, MAX_RUNS, poison)
+        self._token_bytes = token_bytes(tokenizer, packed.config.vocab_size) if tokenizer else None
+        self._pieces = native.Pieces(self._token_bytes or [])
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], dtype: Dtype = "f32", threads: int | None = None
+    ) -> Engine:
+        """The engine of a checkpoint's or run's folder, which is packed first if it has to be.
+
+        Args:
+            folder: a checkpoint's folder, or a run's, which stands for its newest.
+            dtype: `f32`, `bf16` or `int8`, of the matrices.
+            threads: default `default_threads`.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it is damaged.
+            DataError: its tokenizer is missing or damaged.
+        """
+        path = find(folder)
+        return cls(load_packed(pack(path, dtype)), load_tokenizer(path / "tokenizer.json"), threads)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that the kernels use."""
+        return native.isa()
+
+    def new_session(self, capacity: int | None = None) -> Session:
+        """A session that has read nothing.
+
+        Args:
+            capacity: longest sequence that fits, in tokens; default `max_position_embeddings`.
+        """
+        return Session(native.Session(self._model, capacity or self.config.max_position_embeddings, self._poison))
+
+    def load_session(self, path: Path | str) -> Session:
+        """A session that was saved.
+
+        Raises:
+            TensorFileError: the file is missing, damaged, no session, or of another model.
+        """
+        path = Path(path)
+        file = tensorfile.read(path)
+        try:
+            if file.metadata["format"] != _SESSION_FORMAT:
+                raise ValueError("it has another format")
+            tokens = file.arrays["tokens"].astype(np.int64).tolist()
+            session = self.new_session(int(file.metadata["capacity"]))
+            session._state.restore(file.arrays["state"], int(file.metadata["length"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise TensorFileError(f"{path} is no session of this model: {error}") from None
+        session.tokens = tokens
+        return session
+
+    def read(self, session: Session, tokens: Sequence[int]) -> None:
+        """Reads tokens into a session, in blocks: its `logits` are then those of the next token.
+
+        Raises:
+            GenerationError: a token is unknown, or the session is full; nothing was read.
+        """
+        try:
+            self._engine.read(session._state, _ids(tokens))
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
+        session.tokens += tokens
+
+    def logits(self, tokens: Sequence[int], session: Session | None = None) -> Float32[np.ndarray, "T V"]:
+        """Logits of the next token at each position.
+
+        Args:
+            tokens: token ids; with a session, the continuation of what it has read.
+            session: reads the tokens.
+
+        Raises:
+            GenerationError: a token is unknown, or there are more than fit.
+        """
+        session = self.new_session() if session is None else session
+        out = np.empty((len(tokens), self.config.vocab_size), np.float32)
+        try:
+            self._engine.read_logits(session._state, _ids(tokens), out)
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
+        session.tokens += tokens
+        return out
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Generation]:
+        """Continues each prompt as it would be alone; up to `MAX_RUNS` are written together.
+
+        An empty prompt starts from the end-of-text token, as a document does.
+
+        Args:
+            prompts: one or several.
+            sampling: how the texts are drawn.
+            seeds: one for each prompt in place of `sampling.seed`.
+
+        Raises:
+            GenerationError: a prompt does not fit the model, or the model's logits are not finite.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        seeds = [sampling.seed] * len(prompts) if seeds is None else seeds
+        if len(seeds) != len(prompts):
+            raise GenerationError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
+        tokenizer = self._tokenizer()
+        texts = [TextWriter(tokenizer, prompt, sampling.stop) for prompt in prompts]
+        for start in range(0, len(texts), MAX_RUNS):
+            together = range(start, min(start + MAX_RUNS, len(texts)))
+            writers = {}
+            for i in together:
+                prompt = texts[i].prompt
+                writers[i] = self._writer(self._session_for(prompt, sampling), prompt, sampling, seeds[i])
+            while active := [i for i in together if texts[i].finish_reason is None]:
+                for i, tokens in zip(active, self._write([writers[i] for i in active], sampling, 3600.0), strict=True):
+                    _push(texts[i], tokens, writers[i].finish)
+        return [text.result() for text in texts]
+
+    def stream(
+        self, prompt: str, sampling: SamplingConfig = DEFAULT_SAMPLING, session: Session | None = None
+    ) -> Generator[str, None, Generation]:
+        """Continues a prompt and yields pieces of the text as soon as they are certain.
+
+        Args:
+            prompt: the beginning; with a session, what follows that which it has read.
+            sampling: how the text is drawn.
+            session: reads the prompt and the text, to go on from there.
+
+        Raises:
+            GenerationError: the prompt does not fit the model (at once), or the logits are not finite.
+        """
+        text = TextWriter(self._tokenizer(), prompt, sampling.stop)
+        if session is None:
+            session = self._session_for(text.prompt, sampling)
+        tokens = text.prompt if prompt or not session.tokens else []
+        return self._pieces_of(text, self._writer(session, tokens, sampling, sampling.seed), session, sampling)
+
+    def _pieces_of(
+        self, text: TextWriter, writer: Any, session: Session, sampling: SamplingConfig
+    ) -> Generator[str, None, Generation]:
+        while text.finish_reason is None:
+            (tokens,) = self._write([writer], sampling, _STREAM_SECONDS)
+            session.tokens += tokens
+            if piece := _push(text, tokens, writer.finish):
+                yield piece
+        return text.result()
+
+    def _write(self, writers: Sequence[Any], sampling: SamplingConfig, seconds: float) -> list[list[int]]:
+        """What some writers write in one call: until all are finished or the time is over."""
+        # Where the tokens' bytes are not known, only the text shows a stop string.
+        steps = 1 if sampling.stop and not self._token_bytes else 1 << 30
+        return self._engine.write(writers, steps, seconds)
+
+    def _session_for(self, prompt: Sequence[int], sampling: SamplingConfig) -> Session:
+        """One that has room for a prompt and what follows."""
+        return self.new_session(min(self.config.max_position_embeddings, len(prompt) + sampling.max_new_tokens))
+
+    def _writer(self, session: Session, prompt: Sequence[int], sampling: SamplingConfig, seed: int) -> Any:
+        """Reads a prompt after what the session has read; gives what writes on from there."""
+        unread = [*session.tokens[session.length :], *prompt]  # a token that was drawn last has not been read
+        length = session.length + len(unread)
+        if not length:
+            raise GenerationError("the prompt has no tokens; start it with the end-of-text token")
+        if length >= session.capacity:
+            whole = session.capacity == self.config.max_position_embeddings
+            context = "the model's context" if whole else "the session's context"
+            raise GenerationError(
+                f"the prompt has {length} tokens and leaves no room in {context} of {session.capacity} "
+                f"({'max_position_embeddings' if whole else 'capacity'}); shorten it to {session.capacity - 1} or fewer"
+            )
+        del session.tokens[session.length :]
+        self.read(session, unread)
+        writer = native.Writer(
+            session._state,
+            self._sampling(sampling, seed),
+            sampling.max_new_tokens,
+            end_of_text_ids(self.tokenizer) if self.tokenizer else [],
+            [stop.encode() for stop in sampling.stop] if self._token_bytes else [],
+            self._pieces,
+        )
+        writer.see(_ids(session.tokens))
+        return writer
+
+    def _sampling(self, sampling: SamplingConfig, seed: int) -> native.Sampling:
+        return native.Sampling(
+            temperature=sampling.temperature,
+            top_k=min(sampling.top_k, self.config.vocab_size),
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=seed,
+        )
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise GenerationError("the engine has no tokenizer; give it one, or work with tokens")
+        return self.tokenizer
+
+
+def default_threads() -> int:
+    """`TERSE_THREADS`, or the physical cores that this process may use."""
+    given = os.environ.get("TERSE_THREADS", "")
+    if not given:
+        return native.physical_cores()
+    if not given.isdecimal() or not 1 <= int(given) <= 1024:
+        raise ConfigError(f"TERSE_THREADS must be a number in [1, 1024], not {given!r}")
+    return int(given)
+
+
+def _push(text: TextWriter, tokens: Sequence[int], finish: str) -> str:
+    """The text that has become certain with some tokens; `finish` is the reason if the last one is the last of all."""
+    if finish == "not_finite":
+        raise GenerationError(
+            "the model gives no usable logits: some are NaN or the largest is infinite; its weights are damaged or its "
+            "training has diverged"
+        )
+    reasons: dict[str, FinishReason] = {"eos": "eos", "length": "length", "stop": "stop"}
+    pieces = []
+    for i, token in enumerate(tokens, 1):
+        pieces.append(text.push(token, reasons.get(finish) if i == len(tokens) else None))
+        if text.finish_reason is not None:
+            break
+    return "".join(pieces)
+
+
+def _ids(tokens: Sequence[int]) -> np.ndarray:
+    try:
+        return np.array(tokens, np.int32)
+    except OverflowError:
+        raise GenerationError("a token is not in the vocabulary: it does not fit 32 bits") from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

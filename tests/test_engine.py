@@ -1,0 +1,309 @@
+"""The keystone: the native engine against the PyTorch path, for every variant, type, instruction set and batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch.testing import assert_close
+
+from quantised import as_numpy, rounded
+from runs import DENSE, SPARSE
+from terseformer import generation, native
+from terseformer.config import ConfigError, ModelConfig, SRUConfig
+from terseformer.data import train_tokenizer
+from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine, Session, default_threads
+from terseformer.layout import DTYPES, Dtype
+from terseformer.model import CausalLM
+from terseformer.pack import Packed, load_packed, write_packed
+from terseformer.sampling import GenerationError, SamplingConfig
+from terseformer.tensorfile import TensorFileError
+from variants import DISTINCT, VARIANTS, make_model
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}
+
+
+def pack_model(model: CausalLM, path: Path, dtype: Dtype = "f32") -> Packed:
+    write_packed(path, model.config, dtype, as_numpy(model.state_dict()))
+    return load_packed(path)
+
+
+def make_engine(model: CausalLM, path: Path, dtype: Dtype = "f32", threads: int = 2, **more) -> Engine:
+    return Engine(pack_model(model, path / f"{dtype}.safetensors", dtype), threads=threads, poison=True, **more)
+
+
+def draw_tokens(config: ModelConfig, count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, config.vocab_size, (count,), generator=generator).tolist()
+
+
+@torch.inference_mode()
+def torch_logits(model: CausalLM, tokens: list[int]) -> torch.Tensor:
+    return model(torch.tensor([tokens]))[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parity_of_logits(name: str, dtype: Dtype, tmp_path: Path) -> None:
+    """Whole, token by token and in uneven chunks; one thread and two; memory that was never written is NaN."""
+    config = VARIANTS[name]
+    model = make_model(config)
+    tokens = draw_tokens(config, config.max_position_embeddings)
+    packed = pack_model(model, tmp_path / "packed", dtype)
+    model.load_state_dict(rounded(model.state_dict(), config, dtype))
+    expected = torch_logits(model, tokens).numpy()
+    for threads in (1, 2):
+        engine = Engine(packed, threads=threads, poison=True)
+        assert_close(engine.logits(tokens), expected, **TOLERANCE)
+        for sizes in ([1] * len(tokens), [3, 1, 4, len(tokens) - 8]):
+            session = engine.new_session()
+            parts, rest = [], tokens
+            for size in sizes:
+                parts.append(engine.logits(rest[:size], session))
+                rest = rest[size:]
+            assert_close(np.concatenate(parts), expected, **TOLERANCE)
+            assert_close(session.logits, expected[-1], **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", [isa for isa in native.supported_isas() if isa != native.isa()])
+def test_parity_on_the_other_instruction_sets(isa: str) -> None:
+    """The instruction set is chosen once in a process."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "parity and not other"]
+    done = subprocess.run(command, env={**os.environ, "TERSE_ISA": isa}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def wide(config: ModelConfig) -> ModelConfig:
+    """The same with room for long texts."""
+    return replace(config, max_position_embeddings=300)
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_parity_of_greedy_texts(name: str, tmp_path: Path) -> None:
+    """200 tokens, several prompts of different lengths together, as each has alone and as PyTorch gives them."""
+    model = make_model(wide(DISTINCT[name]))
+    engine = make_engine(model, tmp_path)
+    prompts = [draw_tokens(model.config, count, seed=count) for count in (1, 2, 7, 40, 3, 5, 9, 80)]
+    assert len(prompts) == MAX_RUNS
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=200)
+    expected = [[] for _ in prompts]
+    for step in generation.generate_tokens(model, prompts, greedy):
+        for drawn in step:
+            expected[drawn.row].append(drawn.token)
+    sessions = [engine.new_session() for _ in prompts]
+    writers = [engine._writer(s, p, greedy, 0) for s, p in zip(sessions, prompts, strict=True)]
+    assert engine._write(writers, greedy, 100.0) == expected
+    for prompt, text in zip(prompts, expected, strict=True):
+        alone = engine._writer(engine.new_session(), prompt, greedy, 0)
+        assert engine._write([alone], greedy, 100.0) == [text]
+        assert alone.finish == "length"
+
+
+def test_parity_of_a_long_prompt(tmp_path: Path) -> None:
+    """More tokens than pass through the model together."""
+    model = make_model(replace(DISTINCT["whole-scaling_sru_rotary_rms"], max_position_embeddings=3 * MAX_ROWS))
+    engine = make_engine(model, tmp_path)
+    tokens = draw_tokens(model.config, 2 * MAX_ROWS + 5)
+    assert_close(engine.logits(tokens), torch_logits(model, tokens).numpy(), **TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["the cat sat on the mat, über die Brücke 🙂\n" * 5], 300)
+
+
+@pytest.fixture(scope="module")
+def speaker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tuple[CausalLM, Engine]:
+    """A model that writes nonsense in whole characters, with its engine."""
+    config = replace(SPARSE, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=96)
+    model = make_model(config)
+    packed = pack_model(model, tmp_path_factory.mktemp("speaker") / "packed")
+    return model, Engine(packed, tokenizer, threads=2, poison=True)
+
+
+def test_texts_are_those_of_the_pytorch_path(speaker, tokenizer: Tokenizer) -> None:
+    model, engine = speaker
+    prompts = ["the cat", "", "über die Brücke 🙂", "sat on " * 5]
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=40)
+    expected = generation.generate(model, tokenizer, prompts, greedy)
+    assert engine.generate(prompts, greedy) == expected
+    pieces = engine.stream(prompts[0], greedy)
+    assert "".join(pieces) == expected[0].text
+    stop = expected[0].text[5:8]
+    stopping = replace(greedy, stop=(stop,))
+    (first, *_) = generation.generate(model, tokenizer, prompts, stopping)
+    assert first.finish_reason == "stop"
+    assert engine.generate(prompts[0], stopping) == [first]
+    assert "".join(engine.stream(prompts[0], stopping)) == first.text
+
+
+def test_stop_strings_of_a_tokenizer_whose_bytes_depend_on_the_tokens_around(speaker, tokenizer: Tokenizer) -> None:
+    _, engine = speaker
+    other = Engine(Packed(engine.config, "f32", engine._packed.arrays), tokenizer, threads=1)
+    other._token_bytes = None
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=40)
+    stop = engine.generate("the cat", greedy)[0].text[5:8]
+    sampling = replace(greedy, stop=(stop,))
+    assert other.generate("the cat", sampling) == engine.generate("the cat", sampling)
+
+
+def test_draws_depend_on_the_seed_alone(speaker) -> None:
+    _, engine = speaker
+    sampling = SamplingConfig(max_new_tokens=20, seed=5)
+    (alone,) = engine.generate("the cat", sampling)
+    together = engine.generate(["sat", "the cat", "mat"], sampling, seeds=[1, 5, 2])
+    assert together[1] == alone
+    assert engine.generate("the cat", replace(sampling, seed=6)) != [alone]
+    assert engine.generate("the cat", sampling) == [alone]
+
+
+def test_more_texts_than_are_written_together(speaker) -> None:
+    _, engine = speaker
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=5)
+    prompts = [f"the cat {i}" for i in range(MAX_RUNS + 3)]
+    assert engine.generate(prompts, sampling) == [engine.generate(p, sampling)[0] for p in prompts]
+
+
+def test_a_session_goes_on_is_forked_and_saved(speaker, tmp_path: Path) -> None:
+    _, engine = speaker
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=6)
+    session = engine.new_session()
+    first = "".join(engine.stream("the cat", sampling, session))
+    fork = session.fork()
+    session.save(tmp_path / "session")
+    loaded = engine.load_session(tmp_path / "session")
+    assert loaded.tokens == session.tokens
+    second = "".join(engine.stream(" sat", sampling, session))
+    assert "".join(engine.stream(" sat", sampling, fork)) == second
+    assert "".join(engine.stream(" sat", sampling, loaded)) == second
+    whole = engine.new_session()
+    engine.read(whole, session.tokens)
+    assert_close(whole.logits, engine.logits(session.tokens)[-1], **TOLERANCE)
+    assert first
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_forks_and_saved_sessions_remember_everything(name: str, tmp_path: Path) -> None:
+    model = make_model(DISTINCT[name])
+    engine = make_engine(model, tmp_path)
+    tokens = draw_tokens(model.config, 11)
+    expected = torch_logits(model, tokens).numpy()[6:]
+    session = engine.new_session()
+    engine.read(session, tokens[:6])
+    session.save(tmp_path / "session")
+    for copy in (session.fork(), engine.load_session(tmp_path / "session")):
+        assert_close(engine.logits(tokens[6:], copy), expected, **TOLERANCE)
+        assert copy.length == 11
+    assert session.length == 6
+
+
+def test_engines_share_weights_and_threads_share_an_engine(speaker) -> None:
+    _, engine = speaker
+    twin = Engine(engine._packed, engine.tokenizer, threads=1)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=30)
+    (expected,) = engine.generate("the cat", sampling)
+    results: list[str] = []
+    threads = [
+        threading.Thread(target=lambda e=e: results.append(e.generate("the cat", sampling)[0].text))
+        for e in (engine, twin, engine, twin)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected.text] * 4
+
+
+def test_what_does_not_fit(speaker, tmp_path: Path) -> None:
+    _, engine = speaker
+    size = engine.config.vocab_size
+    session = engine.new_session(4)
+    for tokens, message in (
+        ([size], rf"token {size} at place 0 is not in \[0, {size}\)"),
+        ([0, -1], "token -1 at place 1"),
+        ([2**40], "does not fit 32 bits"),
+        ([1] * 5, "5 more tokens do not fit the session: it holds 0 of 4"),
+    ):
+        with pytest.raises(GenerationError, match=message):
+            engine.read(session, tokens)
+    assert session.length == 0
+    with pytest.raises(GenerationError, match=r"no room in the session's context of 4 \(capacity\); shorten it to 3"):
+        engine.stream("the cat sat on the mat", session=session)
+    with pytest.raises(ValueError, match="capacity must lie in"):
+        engine.new_session(engine.config.max_position_embeddings + 1)
+    with pytest.raises(ConfigError, match=r"threads must lie in \[1, 1024\], not 0"):
+        Engine(engine._packed, threads=0)
+    other = make_engine(make_model(DENSE), tmp_path)
+    with pytest.raises(GenerationError, match="made for another model"):
+        other.read(session, [1])
+    with pytest.raises(GenerationError, match="no tokenizer"):
+        other.generate("the cat")
+    session.save(tmp_path / "session")
+    with pytest.raises(TensorFileError, match="no session of this model"):
+        other.load_session(tmp_path / "session")
+    with pytest.raises(GenerationError, match="2 seeds for 1 prompts"):
+        engine.generate("the cat", seeds=[1, 2])
+
+
+def test_a_session_that_is_in_use_is_refused(speaker) -> None:
+    _, engine = speaker
+    session = engine.new_session()
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=60)
+    writer = engine._writer(session, [1], sampling, 0)
+    again = native.Writer(session._state, engine._sampling(sampling, 0), 3, [], [], engine._pieces)
+    with pytest.raises(ValueError, match="the session is in use"):
+        engine._engine.write([writer, again], 3, 1.0)
+    assert engine._engine.write([again], 3, 1.0) != [[]]
+
+
+def test_nan_in_the_weights_is_said(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = make_model(replace(DENSE, vocab_size=tokenizer.get_vocab_size()))
+    with torch.no_grad():
+        model.blocks[0].feed_forward.up.weight[3] = float("nan")
+    engine = make_engine(model, tmp_path, tokenizer=tokenizer)
+    for sampling in (SamplingConfig(temperature=0.0), SamplingConfig(top_p=0.5, top_k=3, min_p=0.1)):
+        with pytest.raises(GenerationError, match="no usable logits"):
+            engine.generate("the cat", sampling)
+
+
+@pytest.mark.slow
+def test_a_long_loop_leaves_memory_flat(tmp_path: Path) -> None:
+    """A million tokens, of all kinds of calls."""
+    resource = pytest.importorskip("resource")
+    config = replace(SPARSE, max_position_embeddings=512, sru=SRUConfig(num_layers=1, size=4), num_hidden_layers=1)
+    engine = Engine(pack_model(make_model(config), tmp_path / "packed"), threads=1)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=500)
+    peaks, count = [], 0
+    while count < 1_000_000:
+        session = engine.new_session()
+        writer = engine._writer(session, draw_tokens(config, 8, seed=count), sampling, 0)
+        count += sum(len(tokens) for tokens in engine._write([writer], sampling, 100.0))
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert peaks[-1] - peaks[len(peaks) // 10] < 8 << 10  # KiB
+
+
+def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TERSE_THREADS", raising=False)
+    assert default_threads() == native.physical_cores()
+    monkeypatch.setenv("TERSE_THREADS", "3")
+    assert default_threads() == 3
+    monkeypatch.setenv("TERSE_THREADS", "many")
+    with pytest.raises(ConfigError, match="TERSE_THREADS must be a number"):
+        default_threads()
+
+
+def test_an_empty_session_has_no_tokens(speaker) -> None:
+    _, engine = speaker
+    session = engine.new_session(10)
+    assert isinstance(session, Session)
+    assert (session.length, session.capacity, session.room, session.tokens) == (0, 10, 10, [])
+    assert engine.isa == native.isa()

@@ -14,7 +14,7 @@ INSTALL := $(PIP) install -qq -c constraints.txt $(if $(TORCH),--extra-index-url
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast sanitize lint format bench clean
+.PHONY: help setup demo test test-fast test-kernels sanitize lint format bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,17 @@ test: $(STAMP) ## run all tests
 
 test-fast: $(STAMP) ## run the tests that take a moment
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# For another processor: make test-kernels CROSS=aarch64-linux-gnu- PROCESSOR=aarch64 RUN=qemu-aarch64
+CROSS     ?=
+PROCESSOR ?= $(shell uname -m)
+RUN       ?=
+KERNELS   := build/kernels-$(PROCESSOR)
+test-kernels: $(STAMP) ## test the engine's inner loops on every instruction set, without Python
+	@$(BIN)/cmake -S csrc -B $(KERNELS) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DTERSE_TESTS=ON \
+	  $(if $(CROSS),-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(PROCESSOR) -DCMAKE_CXX_COMPILER=$(CROSS)g++ -DCMAKE_EXE_LINKER_FLAGS=-static) >/dev/null
+	@$(BIN)/cmake --build $(KERNELS) >/dev/null
+	$(RUN) $(KERNELS)/test_kernels
 
 # The C++ parts once more, with what finds reads out of bounds, undefined behaviour, or with `thread` races.
 SANITIZE ?= address,undefined

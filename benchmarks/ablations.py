@@ -22,6 +22,8 @@ COMMAND = "terse train recipes/small-1m.toml --train.steps 600"
 _FF = "--model.preset small-1m-ff16-faithful"
 _HARD = f"{_FF} --model.feed-forward.quant-prob 1"
 _QKV = "--model.preset small-1m-qkv-faithful"
+_LOSS = "--model.preset small-1m-ff-qkv-loss"
+_FOUR = f"{_LOSS} --model.head.head-modules 4 --model.feed-forward.intermediate-size 896"
 ROWS = {
     "dense, learning rate 2e-3": "--model.preset small-1m-dense --train.learning-rate 2e-3",
     "dense, 4e-3": "--model.preset small-1m-dense --train.learning-rate 4e-3",
@@ -43,6 +45,10 @@ ROWS = {
     "qkv, multiplicative output layer (our preset)": "--model.preset small-1m-qkv",
     "ff-qkv (our preset)": "--model.preset small-1m-ff-qkv",
     "ff-qkv, chosen units only": "--model.preset small-1m-ff-qkv --model.feed-forward.controller-gradient chosen",
+    "ff-qkv-loss, 4 modules, D as in the reference": f"{_FOUR} --model.head.gates-std 0.5",
+    "… 4 modules, D with a standard deviation of 2": _FOUR,
+    "… 2 modules, D as in the reference": f"{_LOSS} --model.head.gates-std 0.5",
+    "ff-qkv-loss, 2 modules, D with a standard deviation of 2 (our preset)": _LOSS,
 }
 
 

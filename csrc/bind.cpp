@@ -14,6 +14,7 @@
 
 #include "cores.h"
 #include "engine.h"
+#include "floors.h"
 #include "isa.h"
 
 namespace nb = nanobind;
@@ -148,6 +149,34 @@ NB_MODULE(_native, m) {
                                                                               : nb::none();
              },
              "logits"_a);
+
+    nb::class_<terse::Floors>(m, "Floors")
+        .def(nb::init<int>(), "threads"_a)
+        .def("read",
+             [](terse::Floors& self, const Floats& data) {
+                 const nb::gil_scoped_release released;
+                 return self.read(data.data(), data.size());
+             },
+             "data"_a)
+        .def("read_records",
+             [](terse::Floors& self, const Floats& data, std::size_t record, const Tokens& order) {
+                 for (std::size_t i = 0; i < order.size(); ++i) {
+                     const std::int32_t at = order.data()[i];
+                     if (at < 0 || (static_cast<std::size_t>(at) + 1) * record > data.size()) {
+                         throw std::invalid_argument("there is no record " + std::to_string(at));
+                     }
+                 }
+                 const nb::gil_scoped_release released;
+                 return self.read_records(data.data(), record, order.data(), static_cast<int>(order.size()));
+             },
+             "data"_a, "record"_a, "order"_a)
+        .def("multiply",
+             [](terse::Floors& self, int rounds) {
+                 const nb::gil_scoped_release released;
+                 const auto [seconds, multiply_adds] = self.multiply(rounds);
+                 return std::vector<double>{seconds, multiply_adds};
+             },
+             "rounds"_a);
 
     nb::class_<Pieces>(m, "Pieces")
         .def("__init__", [](Pieces* self, const std::vector<nb::bytes>& pieces) {

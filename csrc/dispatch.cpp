@@ -11,18 +11,20 @@ extern const Kernels kernels_avx512;
 extern const Kernels kernels_neon;
 #endif
 
-const Kernels& kernels() {
-    static const Kernels& chosen = [isa = active_isa()]() -> const Kernels& {
-        switch (isa) {
+const Kernels& kernels_of(Isa isa) {
+    switch (isa) {
 #if defined(__x86_64__)
-            case Isa::avx2: return kernels_avx2;
-            case Isa::avx512: return kernels_avx512;
+        case Isa::avx2: return kernels_avx2;
+        case Isa::avx512: return kernels_avx512;
 #elif defined(__aarch64__)
-            case Isa::neon: return kernels_neon;
+        case Isa::neon: return kernels_neon;
 #endif
-            default: return kernels_scalar;
-        }
-    }();
+        default: return kernels_scalar;
+    }
+}
+
+const Kernels& kernels() {
+    static const Kernels& chosen = kernels_of(active_isa());
     return chosen;
 }
 

@@ -88,20 +88,14 @@ struct Units {
         return value;
     }
 
-    float dot(int unit, const float* x) const {
-        return scale(unit, 0) * kernels().dot[static_cast<std::size_t>(dtype)](up(unit), x, size);
+    // With `next`, what that unit's dot product reads is asked for meanwhile; so in `axpy`.
+    float dot(int unit, const float* x, const char* next = nullptr) const {
+        return scale(unit, 0) * kernels().dot[static_cast<std::size_t>(dtype)](up(unit), x, size, next);
     }
 
     // y += factor * the unit's row of the second matrix, columns [column, column + n).
-    void axpy(int unit, float factor, float* y, int column, int n) const {
-        kernels().axpy[static_cast<std::size_t>(dtype)](down(unit, column), scale(unit, 1) * factor, y, n);
-    }
-
-    // Asks for the beginning of a record that will be read soon; the rest follows by itself.
-    void prefetch(int unit) const {
-        for (std::size_t at = 0; at < 256; at += 64) {
-            __builtin_prefetch(up(unit) + at);
-        }
+    void axpy(int unit, float factor, float* y, int column, int n, const char* next = nullptr) const {
+        kernels().axpy[static_cast<std::size_t>(dtype)](down(unit, column), scale(unit, 1) * factor, y, n, next);
     }
 
     Dtype dtype;
@@ -169,31 +163,39 @@ private:
 
     int unit(int group, int choice, int i) const { return (group * choices_ + choice) * span_ + i; }
 
-    // One row: each worker adds up its share of the chosen units, then all add the sums.
+    // One row: each worker adds up its share of the chosen units, then all add the sums. While a unit is computed, the
+    // next one is on its way: first columns of the first matrix, then, of those that are active, rows of the second.
     void one(Context& context, const float* x) const {
         const Worker& worker = context.worker;
-        std::int32_t* const chosen = context.work.chosen.data();
-        float* const partial = context.partial(worker.index());
-        std::fill(partial, partial + size_, 0.0f);
         const Range slots = worker.share(groups_ * span_);
-        float* const scales = context.work.hidden.data();
+        std::int32_t* const chosen = context.work.chosen.data() + slots.begin;
+        float* const factors = context.work.hidden.data() + slots.begin;
+        const int count = slots.end - slots.begin;
         int group = -1;
         int choice = 0;
         float scale = 1.0f;
-        for (int slot = slots.begin; slot < slots.end; ++slot) {
+        for (int i = 0; i < count; ++i) {
+            const int slot = slots.begin + i;
             if (slot / span_ != group) {
                 group = slot / span_;
                 std::tie(choice, scale) = choose(context, 0, group);
             }
-            chosen[slot] = unit(group, choice, slot % span_);
-            scales[slot] = scale;
-            units_.prefetch(chosen[slot]);
+            chosen[i] = unit(group, choice, slot % span_);
+            factors[i] = scale;
         }
-        for (int slot = slots.begin; slot < slots.end; ++slot) {
-            const float active = units_.dot(chosen[slot], x);
-            if (!(active <= 0.0f)) {  // NaN goes on
-                units_.axpy(chosen[slot], active * scales[slot], partial, 0, size_);
+        int active = 0;
+        for (int i = 0; i < count; ++i) {
+            const float value = units_.dot(chosen[i], x, i + 1 < count ? units_.up(chosen[i + 1]) : nullptr);
+            if (!(value <= 0.0f)) {  // NaN goes on
+                chosen[active] = chosen[i];
+                factors[active++] = value * factors[i];
             }
+        }
+        float* const partial = context.partial(worker.index());
+        std::fill(partial, partial + size_, 0.0f);
+        for (int i = 0; i < active; ++i) {
+            const char* const next = i + 1 < active ? units_.down(chosen[i + 1]) : nullptr;
+            units_.axpy(chosen[i], factors[i], partial, 0, size_, next);
         }
         context.worker.barrier();
         const Range columns = worker.share(size_);

@@ -122,13 +122,25 @@ void matmul(const MatmulTask& task, int first_panel, int last_panel, int first_r
     }
 }
 
+// Asks for the cache lines of [p, p + bytes), into the second-level cache, which can wait for more of them at once.
+inline void prefetch(const char* p, std::size_t bytes) {
+    for (std::size_t at = 0; at < bytes; at += 64) {
+        __builtin_prefetch(p + at, 0, 2);
+    }
+}
+
 template <typename Weight>
-float dot(const void* weights, const float* x, int n) {
+float dot(const void* weights, const float* x, int n, const void* next) {
     constexpr int chains = kLanes == 1 ? 1 : 4;
+    constexpr int step = chains * kLanes;
+    const char* ahead = static_cast<const char*>(next);
     const Weight* const w = static_cast<const Weight*>(weights);
     Floats sums[chains] = {};
     int i = 0;
-    for (; i + chains * kLanes <= n; i += chains * kLanes) {
+    for (; i + step <= n; i += step) {
+        if (ahead != nullptr) {
+            prefetch(ahead + static_cast<std::size_t>(i) * sizeof(Weight), step * sizeof(Weight));
+        }
         for (int chain = 0; chain < chains; ++chain) {
             sums[chain] += load(w + i + chain * kLanes) * load(x + i + chain * kLanes);
         }
@@ -144,9 +156,19 @@ float dot(const void* weights, const float* x, int n) {
 }
 
 template <typename Weight>
-void axpy(const void* weights, float factor, float* y, int n) {
+void axpy(const void* weights, float factor, float* y, int n, const void* next) {
+    constexpr int step = kLanes == 1 ? 1 : 4 * kLanes;
+    const char* ahead = static_cast<const char*>(next);
     const Weight* const w = static_cast<const Weight*>(weights);
     int i = 0;
+    for (; i + step <= n; i += step) {
+        if (ahead != nullptr) {
+            prefetch(ahead + static_cast<std::size_t>(i) * sizeof(Weight), step * sizeof(Weight));
+        }
+        for (int j = i; j < i + step; j += kLanes) {
+            store(y + j, load(y + j) + factor * load(w + j));
+        }
+    }
     for (; i + kLanes <= n; i += kLanes) {
         store(y + i, load(y + i) + factor * load(w + i));
     }
@@ -266,11 +288,66 @@ void silu_multiply(const float* gate, float* y, int n) {
 }
 
 int argmax(const float* x, int n) {
-    int best = 0;
-    for (int i = 1; i < n; ++i) {
-        best = x[i] > x[best] ? i : best;
+    Floats largest = broadcast(x[0]);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const Floats v = load(x + i);
+        largest = v > largest ? v : largest;
     }
-    return best;
+    float best = x[0];
+    for (int lane = 0; lane < kLanes; ++lane) {
+        best = largest[lane] > best ? largest[lane] : best;
+    }
+    for (; i < n; ++i) {
+        best = x[i] > best ? x[i] : best;
+    }
+    for (i = 0; i < n; ++i) {
+        if (x[i] == best) {
+            return i;
+        }
+    }
+    return 0;  // the first is NaN
+}
+
+float sum_at_the_speed_of_memory(const float* x, std::size_t n, const float* next) {
+    constexpr std::size_t chains = kLanes == 1 ? 1 : 8;
+    Floats sums[chains] = {};
+    std::size_t i = 0;
+    for (; i + chains * kLanes <= n; i += chains * kLanes) {
+        if (next != nullptr) {
+            prefetch(reinterpret_cast<const char*>(next + i), chains * kLanes * sizeof(float));
+        }
+        for (std::size_t chain = 0; chain < chains; ++chain) {
+            sums[chain] += load(x + i + chain * kLanes);
+        }
+    }
+    for (std::size_t chain = 1; chain < chains; ++chain) {
+        sums[0] += sums[chain];
+    }
+    float total = sum(sums[0]);
+    for (; i < n; ++i) {
+        total += x[i];
+    }
+    return total;
+}
+
+constexpr int kIndependent = 12;  // enough to hide the latency of a multiply-add on two units
+
+float multiply_adds(int rounds) {
+    Floats sums[kIndependent];
+    for (int i = 0; i < kIndependent; ++i) {
+        sums[i] = broadcast(static_cast<float>(i));
+    }
+    const Floats factor = broadcast(0.999f);
+    for (int round = 0; round < rounds; ++round) {
+        for (int i = 0; i < kIndependent; ++i) {
+            sums[i] = sums[i] * factor + 0.001f;
+        }
+    }
+    for (int i = 1; i < kIndependent; ++i) {
+        sums[0] += sums[i];
+    }
+    return sum(sums[0]);
 }
 
 }  // namespace
@@ -288,6 +365,9 @@ const Kernels TERSE_KERNELS = {
     gelu,
     silu_multiply,
     argmax,
+    sum_at_the_speed_of_memory,
+    multiply_adds,
+    kIndependent * kLanes,
 };
 
 }  // namespace terse

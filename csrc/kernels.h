@@ -42,8 +42,9 @@ struct MatmulTask {
 
 struct Kernels {
     using Matmul = void (*)(const MatmulTask&, int first_panel, int last_panel, int first_row, int last_row);
-    using Dot = float (*)(const void* weights, const float* x, int n);
-    using Axpy = void (*)(const void* weights, float factor, float* y, int n);
+    // `next` is read soon: as many bytes from there on are asked for meanwhile.
+    using Dot = float (*)(const void* weights, const float* x, int n, const void* next);
+    using Axpy = void (*)(const void* weights, float factor, float* y, int n, const void* next);
 
     std::array<Matmul, kDtypes> matmul;
     std::array<Dot, kDtypes> dot;    // sum of w[i] x[i]
@@ -56,9 +57,15 @@ struct Kernels {
     void (*gelu)(float* x, int n);     // in place, x Phi(x)
     void (*silu_multiply)(const float* gate, float* y, int n);  // y[i] *= gate[i] sigmoid(gate[i])
     int (*argmax)(const float* x, int n);                       // the first of equals
+
+    // For the floors: a sum at the speed of memory, and multiply-adds at the speed of registers.
+    float (*sum)(const float* x, std::size_t n, const float* next);
+    float (*multiply_adds)(int rounds);
+    int multiply_adds_of_a_round;
 };
 
-// Those of the active instruction set.
+// Those of an instruction set that is supported, and those of the active one.
+const Kernels& kernels_of(Isa isa);
 const Kernels& kernels();
 
 }  // namespace terse

@@ -29,10 +29,9 @@ def main() -> None:
     environment = os.environ | {
         "LD_PRELOAD": " ".join(found),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps what it has
-        "TSAN_OPTIONS": f"suppressions={tests / 'sanitize.supp'}:report_signal_unsafe=0",
         "TERSE_TEST_NATIVE": str(Path(module).resolve()),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", *arguments]
     command += ["-k", "not other_instruction and not memory_flat", *(str(tests / name) for name in FILES)]
     sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 

@@ -20,7 +20,7 @@ from terseformer.data import load_tokenizer
 from terseformer.generation import generate
 from terseformer.sampling import SamplingConfig
 
-VERBS = ("bench", "data", "demo", "evaluate", "generate", "info", "train")
+VERBS = ("bench", "chat", "data", "demo", "evaluate", "generate", "info", "pack", "train")
 
 
 class Result:
@@ -73,7 +73,7 @@ def test_help_shows_each_verb(args, terse):
 @pytest.mark.parametrize(
     ("verb", "flags"),
     [
-        ("bench", ["--presets", "--repetitions", "--threads"]),
+        ("bench", ["--groups", "--repetitions", "--threads", "--plot"]),
         ("data", ["--data.sources", "--data.vocab-size"]),
         ("demo", ["--model", "--steps", "--out"]),
         ("evaluate", ["--files", "--sequences"]),
@@ -151,8 +151,8 @@ def test_help_does_not_import_torch():
         (["generate", "runs/mine", "a" * 500], "leaves no room in the model's context of 32"),
         (["info", "tinny"], "'tinny' is neither a folder nor a recipe (.toml), and no preset 'tinny'"),
         (["info", "."], "neither config.json nor step-"),
-        (["bench", "--preset", "tiny"], "no such flag: --preset; the nearest is --presets"),
-        (["bench", "--presets", "tinny"], "no preset 'tinny'"),
+        (["bench", "--group", "tiny"], "no such flag: --group; the nearest is --groups"),
+        (["bench", "--groups", "tinny"], "'tinny'"),
         (["demo", "--stesp", "3"], "no such flag: --stesp; the nearest is --steps"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
@@ -222,6 +222,12 @@ def test_evaluate(folder, terse):
             r"loss +\d\.\d{4} nats per token\nperplexity +\d+\.\d\d\nbits per byte +\d\.\d{4}\n", result.out
         )
     assert "tokens          24 in" in some.out
+    engine = terse("evaluate", "runs/mine", "--backend", "engine")
+    assert engine.out.splitlines()[0] == whole.out.splitlines()[0]
+    assert terse("evaluate", "runs/mine", "--backend", "engine", "--dtype", "int8").code == 0
+    assert terse("evaluate", "runs/mine", "--dtype", "int8").err == (
+        "terse: --dtype is the engine's; give --backend engine too\n"
+    )
     assert len({result.out.splitlines()[0] for result in (whole, some, other)}) == 3
 
 

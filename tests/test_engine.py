@@ -20,7 +20,7 @@ from runs import DENSE, SPARSE
 from terseformer import generation, native
 from terseformer.config import ConfigError, ModelConfig, SRUConfig
 from terseformer.data import train_tokenizer
-from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine, Session, default_threads
+from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine, Session
 from terseformer.layout import DTYPES, Dtype
 from terseformer.model import CausalLM
 from terseformer.pack import Packed, load_packed, write_packed
@@ -100,11 +100,11 @@ def test_parity_of_greedy_texts(name: str, tmp_path: Path) -> None:
         for drawn in step:
             expected[drawn.row].append(drawn.token)
     sessions = [engine.new_session() for _ in prompts]
-    writers = [engine._writer(s, p, greedy, 0) for s, p in zip(sessions, prompts, strict=True)]
-    assert engine._write(writers, greedy, 100.0) == expected
+    writers = [engine.start(s, p, greedy, 0) for s, p in zip(sessions, prompts, strict=True)]
+    assert engine.write(writers) == expected
     for prompt, text in zip(prompts, expected, strict=True):
-        alone = engine._writer(engine.new_session(), prompt, greedy, 0)
-        assert engine._write([alone], greedy, 100.0) == [text]
+        alone = engine.start(engine.new_session(), prompt, greedy, 0)
+        assert engine.write([alone]) == [text]
         assert alone.finish == "length"
 
 
@@ -258,7 +258,7 @@ def test_a_session_that_is_in_use_is_refused(speaker) -> None:
     _, engine = speaker
     session = engine.new_session()
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=60)
-    writer = engine._writer(session, [1], sampling, 0)
+    writer = engine.start(session, [1], sampling, 0)
     again = native.Writer(session._state, engine._sampling(sampling, 0), 3, [], [], engine._pieces)
     with pytest.raises(ValueError, match="the session is in use"):
         engine._engine.write([writer, again], 3, 1.0)
@@ -285,20 +285,10 @@ def test_a_long_loop_leaves_memory_flat(tmp_path: Path) -> None:
     peaks, count = [], 0
     while count < 1_000_000:
         session = engine.new_session()
-        writer = engine._writer(session, draw_tokens(config, 8, seed=count), sampling, 0)
-        count += sum(len(tokens) for tokens in engine._write([writer], sampling, 100.0))
+        writer = engine.start(session, draw_tokens(config, 8, seed=count), sampling, 0)
+        count += sum(len(tokens) for tokens in engine.write([writer]))
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[-1] - peaks[len(peaks) // 10] < 8 << 10  # KiB
-
-
-def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TERSE_THREADS", raising=False)
-    assert default_threads() == native.physical_cores()
-    monkeypatch.setenv("TERSE_THREADS", "3")
-    assert default_threads() == 3
-    monkeypatch.setenv("TERSE_THREADS", "many")
-    with pytest.raises(ConfigError, match="TERSE_THREADS must be a number"):
-        default_threads()
 
 
 def test_an_empty_session_has_no_tokens(speaker) -> None:

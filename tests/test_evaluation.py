@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch.nn import functional as F
 
+from quantised import as_numpy
 from terseformer.checkpoint import save
 from terseformer.config import ConfigError, DataConfig, ModelConfig, Recipe, TrainConfig
 from terseformer.data import DataError, TokenFile, prepare_in_cache, train_tokenizer, write_token_file
-from terseformer.evaluation import evaluate, evaluate_documents, evaluate_folder, token_bytes
+from terseformer.engine import Engine
+from terseformer.evaluation import evaluate, evaluate_documents, evaluate_folder, token_sizes
 from terseformer.model import CausalLM
+from terseformer.pack import load_packed, write_packed
 from variants import MAX_POSITION, VARIANTS, make_model
 
 TEXTS = ["The cat sat on the mat, and the dog sat on the cat.\n", "Ça va? Žluťoučký kůň 你好世界 🙂🙃\n"] * 3
@@ -31,7 +34,7 @@ def tokenizer() -> Tokenizer:
 
 
 def sizes_of(tokenizer: Tokenizer) -> np.ndarray:
-    sizes = token_bytes(tokenizer)
+    sizes = token_sizes(tokenizer)
     assert sizes is not None
     return sizes
 
@@ -59,6 +62,14 @@ def test_loss_is_that_of_single_windows(name, logits, monkeypatch):
     assert result.bits_per_byte is None
     assert result.bytes is None
     assert result.tokens_per_second == pytest.approx(49 / result.seconds)
+
+
+def test_the_engine_scores_alike(tmp_path):
+    model = make_model(VARIANTS["whole-scaling"])
+    write_packed(tmp_path / "packed", model.config, "f32", as_numpy(model.state_dict()))
+    result = evaluate(Engine(load_packed(tmp_path / "packed"), threads=1), TOKENS, sequence_length=9, batch_size=2)
+    assert result.tokens == 49
+    assert result.loss == pytest.approx(np.mean(slow_losses(model, TOKENS, 9)), rel=1e-5)
 
 
 def test_some_sequences():
@@ -144,14 +155,14 @@ def test_bytes_of_added_tokens():
 def test_bytes_that_depend_on_neighbours_are_not_guessed():
     words = Tokenizer(models.WordLevel({"▁a": 0, "?": 1}, unk_token="?"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    assert token_bytes(words) is None
-    assert token_bytes(Tokenizer(models.BPE())) is None
+    assert token_sizes(words) is None
+    assert token_sizes(Tokenizer(models.BPE())) is None
     for change in ("normalizer", "pre_tokenizer"):
         tokenizer = train_tokenizer(TEXTS, 300)
         sizes_of(tokenizer)
         changed = {"normalizer": normalizers.NFC(), "pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}
         setattr(tokenizer, change, changed[change])
-        assert token_bytes(tokenizer) is None
+        assert token_sizes(tokenizer) is None
 
 
 def test_folder(tmp_path, monkeypatch):

@@ -184,6 +184,16 @@ def test_a_small_state_gives_the_same_logits() -> None:
 # ------------------------------------------------------------------------------------------- errors
 
 
+def test_another_number_of_rows_is_an_error() -> None:
+    """Asked of the method that the tests' type checks do not reach before it."""
+    model = make_model(DISTINCT["attention-dense"])
+    tokens = random_tokens(model.config, 2)[:, :3]
+    with pytest.raises(ValueError, match="2 rows of tokens, but state has 1"):
+        model._chunk(tokens, model.new_state(1), None)
+    with pytest.raises(ValueError, match="2 rows of tokens, but num_real has 3"):
+        model._chunk(tokens, model.new_state(2), torch.tensor([1, 2, 3]))
+
+
 @distinct_variants
 def test_a_full_state_is_an_error_and_stays_whole(config: ModelConfig) -> None:
     model, tokens = make_model(config), random_tokens(config, 2)

@@ -36,7 +36,7 @@ terse: Scaling Transformers, trained beside their dense twins and decoded on CPU
   terse chat runs/small-1m                            write on, line by line
   terse pack runs/small-1m --dtype int8               make the file that decoding maps into memory
   terse info runs/small-1m                            sizes, FLOPs and bytes per token; of presets and recipes too
-  terse bench                                         measure speed on this machine
+  terse bench                                         measure decoding on this machine, beside other libraries
 
   terse VERB --help lists a verb's flags.
 """
@@ -128,17 +128,28 @@ def _train(args: Sequence[str]) -> None:
 
 
 def _evaluate(args: Sequence[str]) -> None:
-    def evaluate(checkpoint: Path, /, files: tuple[str, ...] = (), sequences: int = 0) -> None:
+    def evaluate(
+        checkpoint: Path,
+        /,
+        files: tuple[str, ...] = (),
+        sequences: int = 0,
+        backend: Literal["torch", "engine"] = "torch",
+        dtype: Literal["f32", "bf16", "int8"] = "f32",
+    ) -> None:
         """Loss, perplexity and bits per byte of a checkpoint.
 
         Args:
             checkpoint: a checkpoint's or a run's folder.
             files: texts to evaluate on; without any, the validation text that the model was trained with.
             sequences: sequences at most; 0 takes all.
+            backend: PyTorch, or the native engine.
+            dtype: of the engine's weights.
         """
         from terseformer.evaluation import evaluate_folder
 
-        result = evaluate_folder(checkpoint, files, sequences)
+        if backend == "torch" and dtype != "f32":
+            raise UserError("--dtype is the engine's; give --backend engine too")
+        result = evaluate_folder(checkpoint, files, sequences, dtype if backend == "engine" else None)
         print(f"loss            {result.loss:.4f} nats per token")
         print(f"perplexity      {result.perplexity:.2f}")
         if result.bits_per_byte is not None:
@@ -262,9 +273,40 @@ def _info(args: Sequence[str]) -> None:
 
 
 def _bench(args: Sequence[str]) -> None:
-    from terseformer.bench import bench, show
+    def bench(
+        groups: tuple[Literal["800m", "17b", "17b-whole", "0.8b", "tiny"], ...] = (
+            "800m",
+            "17b",
+            "17b-whole",
+            "0.8b",
+            "tiny",
+        ),
+        repetitions: int = 9,
+        threads: int = 0,
+        plot: Path | None = None,
+        tune: bool = False,
+    ) -> None:
+        """Measures decoding on this machine against its floors, dense models and other libraries; random weights.
 
-    show(_call("bench", bench, args))
+        Args:
+            groups: the paper's 800M rows, one block of its 17B rows, its whole sparse 17B model, types of numbers and
+                other libraries at 0.8B, and the overhead of a token. All keep some 50 GB in the cache.
+            repetitions: rounds in which all models of a group take their turn.
+            threads: 0: the physical cores, or TERSE_THREADS.
+            plot: an image to write, .svg or .png.
+            tune: only find the fastest number of threads, and use it from now on.
+        """
+        from terseformer import bench
+        from terseformer.threads import default_threads
+
+        if tune:
+            for count, seconds in bench.tune().items():
+                print(f"{count} threads: {1e3 * seconds:.3f} ms a token")
+            print(f"from now on: {default_threads()} threads")
+            return
+        bench.show(bench.bench(groups, repetitions, threads), plot)
+
+    _call("bench", bench, args)
 
 
 def _demo(args: Sequence[str]) -> None:

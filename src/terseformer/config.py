@@ -277,9 +277,12 @@ class MultiplicativeHeadConfig:
     """Modules S that the vocabulary is divided into; it must divide vocab_size."""
     sparse_prob: float = 1.0
     """Below 1, training has a dense head beside it and uses the sparse one with this probability."""
+    gates_std: float = 0.5
+    """Standard deviation of the initial factor D. The factor E shrinks as it grows, so that their product stays the
+    reference's; under Adam, whose steps have one size, the product then learns faster."""
 
     def __post_init__(self) -> None:
-        _require_ranges("model.head", self, share=("sparse_prob",))
+        _require_ranges("model.head", self, share=("sparse_prob",), positive=("gates_std",))
 
 
 HeadConfig = DenseHeadConfig | MultiplicativeHeadConfig

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from terseformer import checkpoint, data
 from terseformer.accounting import account
-from terseformer.bench import in_turn
+from terseformer.bench.timing import in_turn
 from terseformer.config import DataConfig, Recipe, TrainConfig
+from terseformer.engine import Engine
 from terseformer.generation import generate
 from terseformer.presets import dense_twin, preset
 from terseformer.sampling import SamplingConfig
@@ -54,10 +55,11 @@ def demo(model: str = "small-1m-ff-qkv", steps: int = 400, out: Path = Path("run
         for old in checkpoint.checkpoints(out / name):
             checkpoint.remove(old)
         trainer.save()
-    _compare(trainers, seconds, console)
+    engines = {name: Engine.from_pretrained(out / name) for name in trainers}
+    _compare(trainers, engines, seconds, console)
     sampling = SamplingConfig(max_new_tokens=60, temperature=0.7, min_p=0.05)
-    for name, trainer in trainers.items():
-        text = generate(trainer.model, prepared.tokenizer, _PROMPT, sampling)[0].text
+    for name, engine in engines.items():
+        text = engine.generate(_PROMPT, sampling)[0].text
         console.print(f"\n[bold]{name}[/bold]  {_PROMPT}[green]", end="")
         console.print(text, style="green", markup=False, highlight=False)
     console.print(
@@ -93,22 +95,27 @@ def _train(trainers: dict[str, Trainer], steps: int, console: Console) -> dict[s
     return seconds
 
 
-def _compare(trainers: dict[str, Trainer], seconds: dict[str, list[float]], console: Console) -> None:
+def _compare(
+    trainers: dict[str, Trainer], engines: dict[str, Engine], seconds: dict[str, list[float]], console: Console
+) -> None:
     table = Table("", *trainers)
     results = {name: trainer.evaluate(0)[0] for name, trainer in trainers.items()}
     costs = {name: account(trainer.recipe.model) for name, trainer in trainers.items()}
     sampling = SamplingConfig(max_new_tokens=64, temperature=0.0)
-    decodes = in_turn(
-        [lambda t=t: generate(t.model, t.data.tokenizer, _PROMPT, sampling) for t in trainers.values()], 3, warm_up=1
+    torch_runs = [lambda t=t: generate(t.model, t.data.tokenizer, _PROMPT, sampling) for t in trainers.values()]
+    engine_runs = [lambda e=e: e.generate(_PROMPT, sampling) for e in engines.values()]
+    in_torch, by_engine = (
+        [f"{sampling.max_new_tokens / statistics.median(times):,.0f} tokens/s" for times in in_turn(runs, rounds)]
+        for runs, rounds in ((torch_runs, 3), (engine_runs, 15))
     )
-    speeds = [sampling.max_new_tokens / statistics.median(times) for times in decodes]
     rows = {
         "parameters": [f"{c.parameters:,}" for c in costs.values()],
         "parameters read for a token": [f"{c.total.parameters_read:,}" for c in costs.values()],
         "validation loss (nats per token)": [f"{r.loss:.3f}" for r in results.values()],
         "bits per byte": [f"{r.bits_per_byte:.3f}" for r in results.values() if r.bits_per_byte is not None],
         "training step": [f"{statistics.median(times) * 1e3:.0f} ms" for times in seconds.values()],
-        "decoding in PyTorch": [f"{speed:.0f} tokens/s" for speed in speeds],
+        "decoding in PyTorch": in_torch,
+        "decoding by the engine": by_engine,
     }
     for label, values in rows.items():
         table.add_row(label, *values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,12 +22,14 @@ from terseformer.pack import Packed, load_packed, pack
 from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig
 from terseformer.tensorfile import Declared, TensorFileError
 from terseformer.text import FinishReason, Generation, TextWriter, end_of_text_ids, token_bytes
+from terseformer.threads import default_threads
 
 MAX_ROWS = 128
 """Tokens that pass through the model together when a prompt is read."""
 MAX_RUNS = 8
 """Texts that are written together."""
 _STREAM_SECONDS = 0.02
+_FOREVER = 1 << 30
 _SESSION_FORMAT = "terseformer-session-1"
 
 
@@ -192,6 +195,59 @@ class Engine:
         session.tokens += tokens
         return out
 
+    def start(
+        self, session: Session, prompt: Sequence[int], sampling: SamplingConfig, seed: int | None = None
+    ) -> native.Writer:
+        """Reads a prompt after what the session has read; gives what `write` goes on with.
+
+        Args:
+            session: reads the prompt.
+            prompt: token ids; may be none where the session has some.
+            sampling: how the text is drawn. Where the tokens' bytes are not known, its stop strings are the caller's.
+            seed: in place of `sampling.seed`.
+
+        Raises:
+            GenerationError: a token is unknown, or there is no room for another.
+        """
+        unread = [*session.tokens[session.length :], *prompt]  # a token that was drawn last has not been read
+        length = session.length + len(unread)
+        if not length:
+            raise GenerationError("the prompt has no tokens; start it with the end-of-text token")
+        if length >= session.capacity:
+            whole = session.capacity == self.config.max_position_embeddings
+            context = "the model's context" if whole else "the session's context"
+            raise GenerationError(
+                f"the prompt has {length} tokens and leaves no room in {context} of {session.capacity} "
+                f"({'max_position_embeddings' if whole else 'capacity'}); shorten it to {session.capacity - 1} or fewer"
+            )
+        del session.tokens[session.length :]
+        self.read(session, unread)
+        writer = native.Writer(
+            session._state,
+            self._sampling(sampling, sampling.seed if seed is None else seed),
+            sampling.max_new_tokens,
+            end_of_text_ids(self.tokenizer) if self.tokenizer else [],
+            [stop.encode() for stop in sampling.stop] if self._token_bytes else [],
+            self._pieces,
+        )
+        writer.see(_ids(session.tokens))
+        return writer
+
+    def write(
+        self, writers: Sequence[native.Writer], steps: int | None = None, seconds: float = math.inf
+    ) -> list[list[int]]:
+        """Writes on, a token for every unfinished writer at each step; gives the tokens that each has written.
+
+        Args:
+            writers: up to `MAX_RUNS`, each with a session of its own; `finish` says why one has finished.
+            steps: steps at most; default: until all have finished.
+            seconds: a step that ends later is the last.
+
+        Raises:
+            ValueError: there are too many, two share a session, or a session is of another model.
+        """
+        return self._engine.write(writers, _FOREVER if steps is None else steps, min(seconds, _FOREVER))
+
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -221,9 +277,10 @@ class Engine:
             writers = {}
             for i in together:
                 prompt = texts[i].prompt
-                writers[i] = self._writer(self._session_for(prompt, sampling), prompt, sampling, seeds[i])
+                writers[i] = self.start(self._session_for(prompt, sampling), prompt, sampling, seeds[i])
             while active := [i for i in together if texts[i].finish_reason is None]:
-                for i, tokens in zip(active, self._write([writers[i] for i in active], sampling, 3600.0), strict=True):
+                written = self.write([writers[i] for i in active], self._steps(sampling))
+                for i, tokens in zip(active, written, strict=True):
                     _push(texts[i], tokens, writers[i].finish)
         return [text.result() for text in texts]
 
@@ -244,53 +301,25 @@ class Engine:
         if session is None:
             session = self._session_for(text.prompt, sampling)
         tokens = text.prompt if prompt or not session.tokens else []
-        return self._pieces_of(text, self._writer(session, tokens, sampling, sampling.seed), session, sampling)
+        return self._pieces_of(text, self.start(session, tokens, sampling, sampling.seed), session, sampling)
 
     def _pieces_of(
-        self, text: TextWriter, writer: Any, session: Session, sampling: SamplingConfig
+        self, text: TextWriter, writer: native.Writer, session: Session, sampling: SamplingConfig
     ) -> Generator[str, None, Generation]:
         while text.finish_reason is None:
-            (tokens,) = self._write([writer], sampling, _STREAM_SECONDS)
+            (tokens,) = self.write([writer], self._steps(sampling), _STREAM_SECONDS)
             session.tokens += tokens
             if piece := _push(text, tokens, writer.finish):
                 yield piece
         return text.result()
 
-    def _write(self, writers: Sequence[Any], sampling: SamplingConfig, seconds: float) -> list[list[int]]:
-        """What some writers write in one call: until all are finished or the time is over."""
-        # Where the tokens' bytes are not known, only the text shows a stop string.
-        steps = 1 if sampling.stop and not self._token_bytes else 1 << 30
-        return self._engine.write(writers, steps, seconds)
+    def _steps(self, sampling: SamplingConfig) -> int | None:
+        """Steps to write together: where the tokens' bytes are not known, only the text shows a stop string."""
+        return 1 if sampling.stop and not self._token_bytes else None
 
     def _session_for(self, prompt: Sequence[int], sampling: SamplingConfig) -> Session:
         """One that has room for a prompt and what follows."""
         return self.new_session(min(self.config.max_position_embeddings, len(prompt) + sampling.max_new_tokens))
-
-    def _writer(self, session: Session, prompt: Sequence[int], sampling: SamplingConfig, seed: int) -> Any:
-        """Reads a prompt after what the session has read; gives what writes on from there."""
-        unread = [*session.tokens[session.length :], *prompt]  # a token that was drawn last has not been read
-        length = session.length + len(unread)
-        if not length:
-            raise GenerationError("the prompt has no tokens; start it with the end-of-text token")
-        if length >= session.capacity:
-            whole = session.capacity == self.config.max_position_embeddings
-            context = "the model's context" if whole else "the session's context"
-            raise GenerationError(
-                f"the prompt has {length} tokens and leaves no room in {context} of {session.capacity} "
-                f"({'max_position_embeddings' if whole else 'capacity'}); shorten it to {session.capacity - 1} or fewer"
-            )
-        del session.tokens[session.length :]
-        self.read(session, unread)
-        writer = native.Writer(
-            session._state,
-            self._sampling(sampling, seed),
-            sampling.max_new_tokens,
-            end_of_text_ids(self.tokenizer) if self.tokenizer else [],
-            [stop.encode() for stop in sampling.stop] if self._token_bytes else [],
-            self._pieces,
-        )
-        writer.see(_ids(session.tokens))
-        return writer
 
     def _sampling(self, sampling: SamplingConfig, seed: int) -> native.Sampling:
         return native.Sampling(
@@ -306,16 +335,6 @@ class Engine:
         if self.tokenizer is None:
             raise GenerationError("the engine has no tokenizer; give it one, or work with tokens")
         return self.tokenizer
-
-
-def default_threads() -> int:
-    """`TERSE_THREADS`, or the physical cores that this process may use."""
-    given = os.environ.get("TERSE_THREADS", "")
-    if not given:
-        return native.physical_cores()
-    if not given.isdecimal() or not 1 <= int(given) <= 1024:
-        raise ConfigError(f"TERSE_THREADS must be a number in [1, 1024], not {given!r}")
-    return int(given)
 
 
 def _push(text: TextWriter, tokens: Sequence[int], finish: str) -> str:

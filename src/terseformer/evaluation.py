@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,10 @@ from terseformer.data import (
     validation_windows,
     write_token_file,
 )
+from terseformer.engine import Engine
+from terseformer.layout import Dtype
 from terseformer.model import CausalLM
+from terseformer.text import token_bytes
 
 _LOGITS = 2**22
 """Logits that are held at once."""
@@ -74,7 +77,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: CausalLM,
+    model: CausalLM | Engine,
     tokens: np.ndarray | TokenFile,
     sequence_length: int,
     num_sequences: int = 0,
@@ -84,12 +87,12 @@ def evaluate(
     """Scores a text in windows of `sequence_length` tokens, each without knowledge of the one before it.
 
     Every token but the first is predicted once, end-of-text tokens included: they cost bits and count
-    no bytes. The bytes are those of exactly the tokens that were predicted, where `token_bytes` knows
+    no bytes. The bytes are those of exactly the tokens that were predicted, where `token_sizes` knows
     them; else the token file's mean bytes per token times their number; else unknown. The model runs in
     evaluation mode (hard one-in-N choices, no dropout).
 
     Args:
-        model: the model; its training flags are restored.
+        model: the model, whose training flags are restored, or the engine of one.
         tokens: token ids, on end.
         sequence_length: inputs in a window, T.
         num_sequences: windows at most, evenly spaced; 0 takes all.
@@ -106,20 +109,23 @@ def evaluate(
             f"{model.config.max_position_embeddings}, not {sequence_length}"
         )
     ids = tokens.tokens if isinstance(tokens, TokenFile) else tokens
-    sizes = token_bytes(tokenizer) if tokenizer is not None else None
+    sizes = token_sizes(tokenizer) if tokenizer is not None else None
     mean_bytes = tokens.bytes_per_token if isinstance(tokens, TokenFile) else 0.0
-    device, vocab_size = model.embedding.weight.device, model.config.vocab_size
+    vocab_size = model.config.vocab_size
     loss, count, num_bytes = 0.0, 0, 0
     start = time.perf_counter()
-    with eval_mode(model), torch.inference_mode():
+    with eval_mode(model) if isinstance(model, CausalLM) else nullcontext(), torch.inference_mode():
         for windows in validation_windows(ids, sequence_length, num_sequences, batch_size):
             if (largest := windows.max()) >= vocab_size:
                 raise DataError(
                     f"the text has token {largest}, but the model's vocab_size is {vocab_size}; use its own tokenizer"
                 )
             targets = windows[:, 1:]
-            batch = torch.from_numpy(windows).to(device)
-            loss += _loss(model, batch[:, :-1], batch[:, 1:])
+            if isinstance(model, CausalLM):
+                batch = torch.from_numpy(windows).to(model.embedding.weight.device)
+                loss += _loss(model, batch[:, :-1], batch[:, 1:])
+            else:
+                loss += _engine_loss(model, windows[:, :-1], targets)
             count += targets.size
             num_bytes += int(sizes[targets].sum()) if sizes is not None else 0
     seconds = time.perf_counter() - start
@@ -137,7 +143,7 @@ def evaluate(
 
 
 def evaluate_documents(
-    model: CausalLM,
+    model: CausalLM | Engine,
     documents: Iterable[str],
     tokenizer: Tokenizer,
     sequence_length: int,
@@ -147,7 +153,7 @@ def evaluate_documents(
     """Scores texts, an end-of-text token after each, as `evaluate` does.
 
     Args:
-        model: the model.
+        model: the model, or the engine of one.
         documents: the texts, read once; their tokens are kept in a temporary file.
         tokenizer: the one that the model was trained with.
         sequence_length: inputs in a window, T; the length that the model was trained with, if it has learned positions.
@@ -165,7 +171,10 @@ def evaluate_documents(
 
 
 def evaluate_folder(
-    folder: str | os.PathLike[str], files: Iterable[str | os.PathLike[str]] = (), num_sequences: int = 0
+    folder: str | os.PathLike[str],
+    files: Iterable[str | os.PathLike[str]] = (),
+    num_sequences: int = 0,
+    engine_dtype: Dtype | None = None,
 ) -> Evaluation:
     """Scores texts with a checkpoint, in sequences of the length that it was trained with.
 
@@ -173,6 +182,7 @@ def evaluate_folder(
         folder: a checkpoint's folder, or a run's for its newest.
         files: sources as in `data.sources`; none: the validation text of the checkpoint's own recipe.
         num_sequences: sequences at most, evenly spaced; 0 takes all.
+        engine_dtype: scores with the engine, its matrices in this type; None: with PyTorch.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
@@ -180,7 +190,8 @@ def evaluate_folder(
         ConfigError: there are no files, and the checkpoint has no recipe.
     """
     path = checkpoint.find(folder)
-    model, tokenizer = checkpoint.load(path), load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    model = Engine.from_pretrained(path, engine_dtype) if engine_dtype else checkpoint.load(path)
     recipe_path, sources = path / "training" / "recipe.toml", tuple(map(str, files))
     recipe = from_toml(Recipe, read_text(recipe_path)) if recipe_path.is_file() else None
     sequence_length = recipe.train.sequence_length if recipe else model.config.max_position_embeddings
@@ -198,7 +209,7 @@ def evaluate_folder(
     return evaluate(model, validation, sequence_length, num_sequences, tokenizer=tokenizer)
 
 
-def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
+def token_sizes(tokenizer: Tokenizer) -> np.ndarray | None:
     """UTF-8 bytes that each token of a byte-level tokenizer stands for; special tokens stand for none.
 
     Returns:
@@ -208,19 +219,23 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
     parts = json.loads(tokenizer.to_str())
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     lossless = (
-        (parts["decoder"] or {}).get("type") == "ByteLevel"
-        and parts["normalizer"] is None
+        parts["normalizer"] is None
         and '"add_prefix_space": true' not in json.dumps(parts["pre_tokenizer"])
         and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet())
     )
-    if not lossless:
-        return None
-    sizes = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
-    for token, index in vocabulary.items():
-        sizes[index] = len(token)  # one letter of the alphabet for each byte
-    for index, added in tokenizer.get_added_tokens_decoder().items():
-        sizes[index] = 0 if added.special else len(added.content.encode("utf-8"))
-    return sizes
+    pieces = token_bytes(tokenizer, max(vocabulary.values()) + 1) if lossless else None
+    return np.array([len(piece) for piece in pieces]) if pieces is not None else None
+
+
+def _engine_loss(engine: Engine, inputs: np.ndarray, targets: np.ndarray) -> float:
+    """The sum of the cross-entropies, a window at a time."""
+    total = 0.0
+    for tokens, expected in zip(inputs, targets, strict=True):
+        logits = engine.logits(tokens.tolist(), engine.new_session(len(tokens))).astype(np.float64)
+        largest = logits.max(axis=1)
+        log_sums = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+        total += float((log_sums - logits[np.arange(len(expected)), expected]).sum())
+    return total
 
 
 def _loss(model: CausalLM, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> float:

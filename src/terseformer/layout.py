@@ -21,6 +21,7 @@ Dtype = Literal["f32", "bf16", "int8"]
 DTYPES: tuple[Dtype, ...] = ("f32", "bf16", "int8")
 PANEL = 16
 _LINE = 64
+_BLOCK = 1 << 22
 _NAMES: dict[Dtype, str] = {"f32": "F32", "bf16": "BF16", "int8": "I8"}
 _SIZES: dict[Dtype, int] = {"f32": 4, "bf16": 2, "int8": 1}
 
@@ -47,9 +48,14 @@ def declare(config: c.ModelConfig, dtype: Dtype) -> list[Entry]:
 
 def quantise(rows: Array) -> tuple[Array, Array]:
     """int8 rows and their float32 scales, [rows]: symmetric, the largest magnitude of a row becomes 127."""
-    scales = np.abs(rows).max(axis=1, initial=0).astype(np.float32) / np.float32(127)
-    safe = np.where(scales > 0, scales, np.float32(1))
-    return np.rint(rows / safe[:, None]).astype(np.int8), scales
+    numbers, scales = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    step = max(1, _BLOCK // max(1, rows.shape[1]))
+    for at in range(0, len(rows), step):  # some rows at a time: a matrix may be as large as half of the memory
+        part = rows[at : at + step]
+        scale = np.abs(part).max(axis=1, initial=0).astype(np.float32) / np.float32(127)
+        numbers[at : at + step] = np.rint(part / np.where(scale > 0, scale, np.float32(1))[:, None])
+        scales[at : at + step] = scale
+    return numbers, scales
 
 
 def to_bf16(x: Array) -> Array:

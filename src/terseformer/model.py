@@ -96,7 +96,8 @@ class CausalLM(nn.Module):
             num_real: with a state, real tokens at the head of each row; the logits behind them mean nothing.
 
         Raises:
-            ValueError: a position beyond `max_position_embeddings` or the state's capacity.
+            ValueError: a position beyond `max_position_embeddings` or the state's capacity, or another number of rows
+                in the state or in `num_real` than in the tokens.
         """
         return self.head(self.hidden(tokens, state, num_real))
 
@@ -120,6 +121,9 @@ class CausalLM(nn.Module):
 
     def _chunk(self, tokens: Tensor, state: DecodeState | None, num_real: Tensor | None) -> Chunk:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        for name, sizes in (("state", state.lengths if state is not None else None), ("num_real", num_real)):
+            if sizes is not None and len(sizes) != len(tokens):
+                raise ValueError(f"there are {len(tokens)} rows of tokens, but {name} has {len(sizes)}")
         if state is None:
             end = tokens.shape[1]
         else:

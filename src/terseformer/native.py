@@ -6,12 +6,13 @@ import os
 
 try:
     from terseformer import _native
-    from terseformer._native import Engine, Model, Pieces, Sampler, Sampling, Session, Writer
+    from terseformer._native import Engine, Floors, Model, Pieces, Sampler, Sampling, Session, Writer
 except ImportError as error:
     raise ImportError(f"terseformer's compiled module cannot be loaded ({error}); run `make setup`") from error
 
 __all__ = [
     "Engine",
+    "Floors",
     "Model",
     "Pieces",
     "Sampler",

@@ -132,7 +132,7 @@ _VARIANTS = {
 _TUNED: dict[type, dict[str, Any]] = {
     SparseFeedForwardConfig: {"quant_prob": 1.0, "controller_gradient": "all"},
     SparseProjectionConfig: {"output_layer": "mult"},
-    MultiplicativeHeadConfig: {},
+    MultiplicativeHeadConfig: {"head_modules": 2, "gates_std": 2.0},
 }
 
 
@@ -208,6 +208,15 @@ def _one_in(n: int, intermediate_size: int, controller_rank: int) -> SparseFeedF
 _QKV_800M = replace(_SCALING_800M, attention=SparseProjectionConfig(qkv_modules=16))
 _FF_QKV_800M = replace(_QKV_800M, feed_forward=_one_in(64, 6144, controller_rank=96))
 
+# A decoder alone with 0.8 billion parameters, for the comparison with libraries that know no encoder.
+_DECODER_08B = replace(_SCALING_800M, hidden_size=1536, dropout=0.0, attention_dropout=0.0)
+_SPARSE_DECODER_08B = replace(
+    _DECODER_08B,
+    attention=SparseProjectionConfig(qkv_modules=16),
+    feed_forward=_one_in(64, 9216, controller_rank=144),
+    head=MultiplicativeHeadConfig(head_modules=4),
+)
+
 PRESETS: dict[str, ModelConfig] = {
     "tiny": _TINY,
     **dict(_family("small-1m", _SMALL_1M)),
@@ -224,5 +233,7 @@ PRESETS: dict[str, ModelConfig] = {
         attention=SparseProjectionConfig(qkv_modules=64),
         feed_forward=_one_in(256, 65536, controller_rank=32),
     ),
+    "decoder-0.8b-dense": dense_twin(_SPARSE_DECODER_08B),
+    "decoder-0.8b-ff-qkv-loss": _SPARSE_DECODER_08B,
     "lm1b-sparse": replace(_QKV_800M, feed_forward=_one_in(64, 4096, controller_rank=64)),
 }

@@ -44,7 +44,7 @@ def language_model_head(config: c.HeadConfig, hidden_size: int, embedding: nn.Em
     vocab_size = embedding.num_embeddings
     if isinstance(config, c.DenseHeadConfig):
         return TiedHead(embedding) if config.tied else dense(hidden_size, vocab_size)
-    sparse = Multiplicative(hidden_size, vocab_size, config.head_modules)
+    sparse = Multiplicative(hidden_size, vocab_size, config.head_modules, config.gates_std)
     if config.sparse_prob == 1:
         return sparse
     return MixedHead(sparse, dense(hidden_size, vocab_size), config.sparse_prob)

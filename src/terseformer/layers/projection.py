@@ -35,15 +35,18 @@ class Multiplicative(nn.Module):
         size_in: features of the input.
         size_out: features of the output, a multiple of `num_modules`.
         num_modules: modules S of the output.
+        gates_std: standard deviation of the initial D, the reference's by default; E is smaller by as much as it is
+            larger than that.
     """
 
-    def __init__(self, size_in: int, size_out: int, num_modules: int) -> None:
+    def __init__(self, size_in: int, size_out: int, num_modules: int, gates_std: float = 0.5) -> None:
         super().__init__()
         if size_out % num_modules:
             raise ValueError(f"size_out = {size_out} is not a multiple of num_modules = {num_modules}")
         width = size_out // num_modules
-        self.modules_weight = nn.Parameter(torch.randn(num_modules, size_in) * 0.5)  # D [S, size_in]
+        self.modules_weight = nn.Parameter(torch.randn(num_modules, size_in) * gates_std)  # D [S, size_in]
         self.features_weight = glorot(size_in, width, fan_in=size_in, fan_out=width)  # E [size_in, M]
+        self.features_weight.data.mul_(0.5 / gates_std)
         self.bias = near_zero(size_out)
 
     def dense_weight(self) -> Float[Tensor, "I O"]:

@@ -1,13 +1,18 @@
-"""Speed, measured in one process in turn, so that all that is compared meets the same machine."""
+"""The cost of a training step and of PyTorch decoding, of sparse models beside their dense twins.
+
+python benchmarks/training_step.py small-1m-ff16 small-1m-ff-qkv
+python benchmarks/training_step.py small-1m-ff16 --out docs/results/small-1m-speed.json
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -15,14 +20,13 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from terseformer.accounting import account
+from terseformer.bench.timing import in_turn, processor, spread
 from terseformer.config import ModelConfig, TrainConfig
 from terseformer.generation import generate_tokens
 from terseformer.model import CausalLM
 from terseformer.optim import make_optimizer
 from terseformer.presets import dense_twin, preset
 from terseformer.sampling import SamplingConfig
-
-DEFAULT_PRESETS = ("small-5m-ff16", "small-5m-ff64", "small-5m-ff-qkv", "small-5m-ff-qkv-loss")
 
 
 @dataclass(frozen=True)
@@ -38,24 +42,6 @@ class Row:
     """(90th - 10th percentile) / median."""
     decode_tokens_per_second: float
     """One row, greedy, in PyTorch."""
-
-
-def in_turn(runs: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 2) -> list[list[float]]:
-    """Seconds of each run, all of them once a round, so that a slow moment of the machine meets all."""
-    times: list[list[float]] = [[] for _ in runs]
-    for round_number in range(warm_up + repetitions):
-        for index, run in enumerate(runs):
-            start = time.perf_counter()
-            run()
-            if round_number >= warm_up:
-                times[index].append(time.perf_counter() - start)
-    return times
-
-
-def spread(seconds: Sequence[float]) -> float:
-    """(90th - 10th percentile) / median."""
-    deciles = statistics.quantiles(seconds, n=10)
-    return (deciles[-1] - deciles[0]) / statistics.median(seconds)
 
 
 class _Training:
@@ -83,7 +69,7 @@ def _decode(config: ModelConfig, num_tokens: int) -> Callable[[], object]:
 
 
 def bench(
-    presets: Sequence[str] = DEFAULT_PRESETS,
+    presets: Sequence[str],
     repetitions: int = 12,
     batch_size: int = 16,
     sequence_length: int = 128,
@@ -134,7 +120,7 @@ def bench(
     }
     return {
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -148,16 +134,8 @@ def _at(configs: dict[str, ModelConfig], name: str) -> int:
     return list(configs).index(name)
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def show(result: dict[str, object]) -> None:
-    """Prints a table, and as the last line the whole result as JSON."""
+    """Prints a table."""
     machine, rows, ratios = result["machine"], result["rows"], result["ratios"]
     assert isinstance(machine, dict)
     assert isinstance(rows, list)
@@ -178,4 +156,20 @@ def show(result: dict[str, object]) -> None:
             f"{row['decode_tokens_per_second']:.0f} tokens/s",
         )
     Console().print(table)
-    print(json.dumps(result))
+
+
+def main() -> None:
+    """Measures, shows and keeps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="+")
+    parser.add_argument("--repetitions", type=int, default=12)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args()
+    result = bench(args.presets, args.repetitions)
+    show(result)
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

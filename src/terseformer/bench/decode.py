@@ -1,0 +1,345 @@
+"""Decoding speed: models of random weights by the protocol of the paper, beside the floors and other libraries.
+
+The protocol is the reference's (`decoding_timing_test.py`): batch 1, a source of 16 tokens, greedy, 4 tokens to warm
+up, then the time of the following ones.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from terseformer import __version__, native
+from terseformer.accounting import account
+from terseformer.bench import rivals
+from terseformer.bench.floors import Floors, measure_floors
+from terseformer.bench.models import bytes_read, multiply_adds, random_model
+from terseformer.bench.parity import check_parity
+from terseformer.bench.timing import measured_in_turn, processor, spread
+from terseformer.config import DenseFeedForwardConfig, ModelConfig
+from terseformer.data import default_cache
+from terseformer.engine import Engine
+from terseformer.layout import Dtype
+from terseformer.model import CausalLM
+from terseformer.presets import preset
+from terseformer.sampling import SamplingConfig
+from terseformer.threads import default_threads, remember
+
+Group = Literal["800m", "17b", "17b-whole", "0.8b", "tiny"]
+GROUPS: tuple[Group, ...] = ("800m", "17b", "17b-whole", "0.8b", "tiny")
+SOURCE = 16
+WARM_UP = 4
+TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model by one library; times are medians."""
+
+    group: str
+    name: str
+    parameters: int
+    milliseconds: float
+    """Per token."""
+    spread: float
+    """(90th - 10th percentile) / median."""
+    first_token_milliseconds: float | None = None
+    """From the source of 16 tokens to the first token."""
+    block_milliseconds: float | None = None
+    """Of the milliseconds per token, for each block."""
+    megabytes: float | None = None
+    """What a token must read, of weights, keys and values."""
+    million_multiply_adds: float | None = None
+    floor_milliseconds: float | None = None
+    """The time that reading or multiplying that takes on this machine at least."""
+    floor_fraction: float | None = None
+    """The floor's part of the time."""
+    resident_gigabytes: float | None = None
+    """Memory in use, where that is the question."""
+
+
+class _Ours:
+    """A model by the engine."""
+
+    def __init__(self, config: ModelConfig, dtype: Dtype, threads: int, folder: Path) -> None:
+        self.config, self.dtype = config, dtype
+        self.packed = random_model(config, dtype, folder)
+        self.engine = Engine(self.packed, threads=threads)
+        self.first: list[float] = []
+
+    def half(self) -> _Ours:
+        """The same with the first half of its blocks."""
+        other = object.__new__(_Ours)
+        other.config = replace(self.config, num_hidden_layers=self.config.num_hidden_layers // 2)
+        other.dtype, other.packed, other.first = self.dtype, replace(self.packed, config=other.config), []
+        other.engine = Engine(other.packed, threads=self.engine.threads)
+        return other
+
+    def __call__(self) -> float:
+        """Seconds per token."""
+        session = self.engine.new_session(SOURCE + WARM_UP + TOKENS + 1)
+        sampling = SamplingConfig(temperature=0.0, max_new_tokens=WARM_UP + TOKENS)
+        start = time.perf_counter()
+        writer = self.engine.start(session, [1] * SOURCE, sampling)
+        self.engine.write([writer], 1)
+        self.first.append(time.perf_counter() - start)
+        self.engine.write([writer], WARM_UP - 1)
+        start = time.perf_counter()
+        (tokens,) = self.engine.write([writer], TOKENS)
+        return (time.perf_counter() - start) / len(tokens)
+
+
+class _Rival:
+    """The same model by another library."""
+
+    def __init__(self, rival: rivals.Rival | _PyTorch) -> None:
+        self.rival = rival
+
+    def __call__(self) -> float:
+        """Seconds per token."""
+        self.rival.start([1] * SOURCE)
+        self.rival.step(WARM_UP)
+        start = time.perf_counter()
+        tokens = self.rival.step(TOKENS)
+        return (time.perf_counter() - start) / len(tokens)
+
+
+class _PyTorch:
+    """The same model by PyTorch, a call for each token."""
+
+    def __init__(self, config: ModelConfig, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = CausalLM(config).eval()
+        self.state: Any = None
+        self.last = 0
+
+    def start(self, prompt: Sequence[int]) -> None:
+        """Reads a prompt into a new state."""
+        self.state = self.model.new_state(1, SOURCE + WARM_UP + TOKENS + 1)
+        self.last = self._read(prompt)
+
+    def step(self, count: int) -> list[int]:
+        """Decodes some tokens."""
+        tokens = []
+        for _ in range(count):
+            tokens.append(self.last)
+            self.last = self._read([self.last])
+        return tokens
+
+    def _read(self, tokens: Sequence[int]) -> int:
+        with torch.inference_mode():
+            hidden = self.model.hidden(torch.tensor([list(tokens)]), self.state)
+            return int(self.model.head(hidden[:, -1:]).argmax())
+
+
+def bench(
+    groups: tuple[Group, ...] = GROUPS, repetitions: int = 9, threads: int = 0, folder: Path | None = None
+) -> dict[str, Any]:
+    """Measures decoding on this machine, all models of a group in turn.
+
+    Args:
+        groups: of `800m`, the paper's 800M rows as decoders; `17b`, one block of its 17B rows; `17b-whole`, the sparse
+            17B model; `0.8b`, our types of numbers and other libraries; `tiny`, the overhead of a token.
+        repetitions: rounds.
+        threads: 0: the physical cores, or TERSE_THREADS.
+        folder: where models of random weights are kept; default: in the cache.
+
+    Returns:
+        Machine, floors, rows and ratios.
+
+    Raises:
+        ParityError: the engine's results are wrong.
+    """
+    threads = threads or default_threads()
+    folder = folder or default_cache() / "bench"
+    check_parity(threads)
+    floors = measure_floors(threads, (8192, 73728))
+    rows: list[Row] = []
+    for group in groups:
+        rows += _GROUPS[group](threads, folder, repetitions, floors)
+    return {
+        "machine": {
+            "processor": processor(),
+            "isa": native.isa(),
+            "threads": threads,
+            "version": __version__,
+            "commit": _commit(),
+            "missing": rivals.missing() if "0.8b" in groups else {},
+        },
+        "floors": asdict(floors),
+        "rows": [asdict(row) for row in rows],
+        "ratios": _ratios({(row.group, row.name): row for row in rows}),
+    }
+
+
+def tune(folder: Path | None = None, repetitions: int = 5) -> dict[int, float]:
+    """Measures each number of threads up to the physical cores, and keeps the fastest for later.
+
+    Args:
+        folder: where the model of random weights is kept; default: in the cache.
+        repetitions: rounds.
+
+    Returns:
+        Seconds a token by number of threads, for the paper's 800M sparse decoder.
+    """
+    folder = folder or default_cache() / "bench"
+    config = preset("scaling-800m-ff-qkv-loss")
+    counts = range(1, native.physical_cores() + 1)
+    times = measured_in_turn([_Ours(config, "f32", count, folder) for count in counts], repetitions)
+    medians = {count: statistics.median(seconds) for count, seconds in zip(counts, times, strict=True)}
+    remember(min(medians, key=lambda count: medians[count]))
+    return medians
+
+
+def _measure(
+    group: str, runs: dict[str, Callable[[], float]], repetitions: int, floors: Floors, with_blocks: bool = False
+) -> list[Row]:
+    """A row for each of some models, which take their turns."""
+    halves = {name: run.half() for name, run in runs.items() if with_blocks and isinstance(run, _Ours)}
+    times = measured_in_turn([*runs.values(), *halves.values()], repetitions)
+    half_times = dict(zip(halves, times[len(runs) :], strict=True))
+    return [
+        _row(group, name, run, seconds, half_times.get(name), floors)
+        for (name, run), seconds in zip(runs.items(), times, strict=False)
+    ]
+
+
+def _row(
+    group: str,
+    name: str,
+    run: Callable[[], float],
+    seconds: Sequence[float],
+    half: Sequence[float] | None,
+    floors: Floors,
+) -> Row:
+    median = statistics.median(seconds)
+    if not isinstance(run, _Ours):
+        return Row(group, name, 0, 1e3 * median, spread(seconds))
+    context = SOURCE + WARM_UP + TOKENS // 2
+    num_bytes, macs = bytes_read(run.config, run.dtype, context), multiply_adds(run.config, context)
+    floor = floors.seconds(num_bytes, macs)
+    block = None
+    if half is not None:
+        difference = statistics.median(whole - part for whole, part in zip(seconds, half, strict=True))
+        block = 1e3 * difference / (run.config.num_hidden_layers - run.config.num_hidden_layers // 2)
+    return Row(
+        group,
+        name,
+        account(run.config).parameters,
+        1e3 * median,
+        spread(seconds),
+        first_token_milliseconds=1e3 * statistics.median(run.first),
+        block_milliseconds=block,
+        megabytes=num_bytes / 1e6,
+        million_multiply_adds=macs / 1e6,
+        floor_milliseconds=1e3 * floor,
+        floor_fraction=floor / median,
+    )
+
+
+def _800m(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+    names = ("dense", "ff", "qkv", "ff-qkv", "ff-qkv-loss")
+    runs = {name: _Ours(preset(f"scaling-800m-{name}"), "f32", threads, folder) for name in names}
+    return _measure("800m", dict(runs), repetitions, floors, with_blocks=True)
+
+
+def _17b(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+    """One block each, with a vocabulary of 16: the dense model as a whole does not fit the memory that is usual."""
+    runs = {}
+    for name in ("dense", "ff-qkv"):
+        config = replace(
+            preset(f"scaling-17b-{name}"), num_hidden_layers=1, vocab_size=16, max_position_embeddings=SOURCE * 4
+        )
+        runs[f"{name}, one block"] = _Ours(config, "f32", threads, folder)
+    return _measure("17b", dict(runs), repetitions, floors)
+
+
+def _17b_whole(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+    """The sparse model with 14 blocks, which make 17 billion parameters without an encoder."""
+    config = replace(preset("scaling-17b-ff-qkv"), num_hidden_layers=14)
+    run = _Ours(config, "int8", threads, folder)
+    (row,) = _measure("17b-whole", {"ff-qkv int8": run}, repetitions, floors)
+    return [replace(row, resident_gigabytes=_resident_bytes() / 1e9)]
+
+
+def _resident_bytes() -> int:
+    """Memory of this process that is in use now, pages of mapped files included."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+
+def _08b(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+    dense, sparse = preset("decoder-0.8b-dense"), preset("decoder-0.8b-ff-qkv-loss")
+    feed_forward = dense.feed_forward
+    assert isinstance(feed_forward, DenseFeedForwardConfig)
+    sizes = rivals.Sizes(
+        dense.vocab_size,
+        dense.hidden_size,
+        dense.num_hidden_layers,
+        dense.num_attention_heads,
+        feed_forward.intermediate_size,
+        dense.max_position_embeddings,
+    )
+    runs: dict[str, Callable[[], float]] = {}
+    for name, config in (("dense", dense), ("sparse", sparse)):
+        for dtype in ("f32", "bf16", "int8"):
+            runs[f"{name} {dtype}"] = _Ours(config, dtype, threads, folder)
+    missing = rivals.missing()
+    if "llama-cpp-python" not in missing and "gguf" not in missing:
+        for quantisation in ("F32", "Q8_0", "Q4_0"):
+            runs[f"llama.cpp {quantisation}"] = _Rival(rivals.llama_cpp(sizes, quantisation, threads, folder))
+    if "ctranslate2" not in missing:
+        runs["CTranslate2 int8"] = _Rival(rivals.ctranslate2(sizes, threads, folder))
+    runs["PyTorch f32"] = _Rival(_PyTorch(dense, threads))
+    return _measure("0.8b", runs, repetitions, floors)
+
+
+def _tiny(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+    config = replace(preset("tiny"), max_position_embeddings=64)
+    runs = {f"{count} threads": _Ours(config, "f32", count, folder) for count in sorted({1, threads})}
+    return _measure("tiny", dict(runs), 5 * repetitions, floors)
+
+
+_GROUPS = {"800m": _800m, "17b": _17b, "17b-whole": _17b_whole, "0.8b": _08b, "tiny": _tiny}
+
+
+def _ratios(rows: dict[tuple[str, str], Row]) -> dict[str, float]:
+    """What the rows that were measured say together."""
+    ratios: dict[str, float] = {}
+
+    def ratio(key: str, slow: tuple[str, str], fast: tuple[str, str]) -> None:
+        if slow in rows and fast in rows:
+            ratios[key] = rows[slow].milliseconds / rows[fast].milliseconds
+
+    dense = rows.get(("0.8b", "dense f32")) or rows.get(("800m", "dense"))
+    if dense is not None and dense.floor_fraction is not None:
+        ratios["dense_f32_vs_bandwidth"] = dense.floor_fraction
+    ratio("dense_f32_vs_llamacpp_f32", ("0.8b", "llama.cpp F32"), ("0.8b", "dense f32"))
+    ratio("800m_sparse_vs_dense_f32", ("800m", "dense"), ("800m", "ff-qkv-loss"))
+    ratio("17b_block_sparse_vs_dense_f32", ("17b", "dense, one block"), ("17b", "ff-qkv, one block"))
+    ratio("0.8b_int8_vs_llamacpp_q8_0", ("0.8b", "llama.cpp Q8_0"), ("0.8b", "sparse int8"))
+    ratio("0.8b_int8_vs_llamacpp_q4_0", ("0.8b", "llama.cpp Q4_0"), ("0.8b", "sparse int8"))
+    ratio("0.8b_int8_vs_ctranslate2_int8", ("0.8b", "CTranslate2 int8"), ("0.8b", "sparse int8"))
+    sparse = rows.get(("800m", "ff-qkv-loss"))
+    if sparse is not None and sparse.floor_fraction is not None:
+        ratios["800m_sparse_f32_vs_floor"] = sparse.floor_fraction
+    tiny = [row.milliseconds for (group, _), row in rows.items() if group == "tiny"]
+    if tiny:
+        ratios["tiny_us_per_token"] = 1e3 * min(tiny)
+    return ratios
+
+
+def _commit() -> str:
+    """The commit of the source tree that this runs from, or nothing."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,47 @@
+"""Times that can be compared: all that is compared takes its turns in one process."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+
+def in_turn(runs: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 2) -> list[list[float]]:
+    """Seconds of each run, all of them once a round, so that a slow moment of the machine meets all."""
+
+    def seconds(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return measured_in_turn([lambda run=run: seconds(run) for run in runs], repetitions, warm_up)
+
+
+def measured_in_turn(runs: Sequence[Callable[[], float]], repetitions: int, warm_up: int = 1) -> list[list[float]]:
+    """What each run says that it took, all of them once a round."""
+    times: list[list[float]] = [[] for _ in runs]
+    for round_number in range(warm_up + repetitions):
+        for index, run in enumerate(runs):
+            taken = run()
+            if round_number >= warm_up:
+                times[index].append(taken)
+    return times
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """(90th - 10th percentile) / median."""
+    if len(seconds) < 2:
+        return 0.0
+    deciles = statistics.quantiles(seconds, n=10)
+    return (deciles[-1] - deciles[0]) / statistics.median(seconds)
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -33,20 +33,22 @@ double median(std::vector<double> values) {
 int main(int count, char** arguments) {
     const int threads = count > 1 ? std::atoi(arguments[1]) : 2;
     terse::Team team(threads);
-    omp_set_num_threads(threads);
     std::vector<double> our_entry, their_entry, our_barrier, their_barrier;
-    for (int round = 0; round < kRounds; ++round) {  // in turn
+    for (int round = 0; round < kRounds; ++round) {  // before OpenMP starts its threads, which spin for a while as well
         our_entry.push_back(microseconds([&] { team.run([](terse::Worker&) {}); }));
-        their_entry.push_back(microseconds([] {
-#pragma omp parallel
-            asm volatile("");
-        }));
         our_barrier.push_back(microseconds([&] {
             team.run([](terse::Worker& worker) {
                 for (int i = 0; i < kBarriers; ++i) {
                     worker.barrier();
                 }
             });
+        }));
+    }
+    omp_set_num_threads(threads);
+    for (int round = 0; round < kRounds; ++round) {
+        their_entry.push_back(microseconds([] {
+#pragma omp parallel
+            asm volatile("");
         }));
         their_barrier.push_back(microseconds([] {
 #pragma omp parallel

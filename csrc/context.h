@@ -37,6 +37,8 @@ struct Sizes {
     std::size_t past = 0;      // run: frames of a convolution's past
     std::size_t gated = 0;     // worker: inputs of a multiplicative layer
     std::size_t recurrent = 0;  // row: inside the recurrent branch
+    std::size_t quantised = 0;  // bytes of a row that an int8 matrix is multiplied by
+    std::size_t segments = 0;   // such a row has at most
 };
 
 // Where a call computes. Allocated once for the largest batch.
@@ -61,9 +63,12 @@ struct Workspace {
     std::vector<Buffer> own_gated;     // of each worker: [sizes.gated]
     std::vector<Buffer> own_scores;    // of each worker: [kQueries][capacity]
     std::vector<Buffer> own_partial;   // of each worker: [hidden_size]
+    std::vector<Buffer> own_quantised;  // of each worker: [kQuantisedRows][sizes.quantised] bytes
+    std::vector<Buffer> own_scales;     // of each worker: [kQuantisedRows][sizes.segments]
 };
 
-constexpr int kQueries = 12;  // rows whose attention is computed together
+constexpr int kQueries = 12;        // rows whose attention is computed together
+constexpr int kQuantisedRows = 48;  // rows that are quantised before an int8 matrix is read
 
 struct Context {
     Worker& worker;
@@ -73,6 +78,10 @@ struct Context {
     int rows() const { return batch.rows(); }
     float* gated() const { return work.own_gated[index(worker.index())].data(); }
     float* scores() const { return work.own_scores[index(worker.index())].data(); }
+    std::int8_t* quantised() const {
+        return reinterpret_cast<std::int8_t*>(work.own_quantised[index(worker.index())].data());
+    }
+    float* scales() const { return work.own_scales[index(worker.index())].data(); }
     float* partial(int of) const { return work.own_partial[index(of)].data(); }
 };
 

@@ -31,23 +31,23 @@ public:
         MatmulTask task = up_.task(x, up_.inputs, hidden, width_);
         task.relu = !gelu_ && !gate_;
         const Share part = share(context.worker, panels(width_), rows);
-        up_.multiply(task, part);
-        activate(x, hidden, rows, part);
+        up_.multiply(context, task, part);
+        activate(context, x, hidden, part);
         context.worker.barrier();
         task = down_.task(hidden, width_, context.work.x.data(), down_.outputs);
         task.add = true;
-        down_.multiply(task, share(context.worker, panels(down_.outputs), rows));
+        down_.multiply(context, task, share(context.worker, panels(down_.outputs), rows));
         context.worker.barrier();
     }
 
 private:
     // A worker's share of the hidden units, which it has just computed itself.
-    void activate(const float* x, float* hidden, int rows, const Share& part) const {
+    void activate(Context& context, const float* x, float* hidden, const Share& part) const {
         const int first = part.panels.begin * kPanel;
         const int count = std::min(part.panels.end * kPanel, width_) - first;
-        float* const gates = hidden + index(rows) * index(width_);
+        float* const gates = hidden + index(context.rows()) * index(width_);
         if (gate_) {
-            gate_->multiply(gate_->task(x, gate_->inputs, gates, width_), part);
+            gate_->multiply(context, gate_->task(x, gate_->inputs, gates, width_), part);
         }
         for (int row = part.rows.begin; count > 0 && row < part.rows.end; ++row) {
             const std::size_t at = index(row) * index(width_) + index(first);

@@ -30,6 +30,40 @@ constexpr int kTilePanels = 1;
 template <int Panels, int Rows>
 constexpr int kChains = Panels * Rows * kVectors >= 8 || kLanes == 1 ? 1 : 8 / (Panels * Rows * kVectors);
 
+// What follows the sums: scale, bias, addition, activation, and the outputs that a last panel lacks.
+template <int Panels, int Rows>
+inline void finish(const MatmulTask& task, int panel, int row, const Floats (&sums)[Rows][Panels * kVectors]) {
+    for (int r = 0; r < Rows; ++r) {
+        for (int p = 0; p < Panels; ++p) {
+            const int first = (panel + p) * kPanel;
+            float* const y = task.y + (row + r) * task.y_row + first;
+            alignas(64) float out[kPanel];
+            const bool whole = first + kPanel <= task.outputs;
+            float* const target = whole ? y : out;
+            for (int v = 0; v < kVectors; ++v) {
+                Floats total = sums[r][p * kVectors + v];
+                const int at = first + v * kLanes;
+                if (task.scale != nullptr) {
+                    total *= load(task.scale + at);
+                }
+                if (task.bias != nullptr) {
+                    total += load(task.bias + at);
+                }
+                if (task.add && whole) {
+                    total += load(y + v * kLanes);
+                }
+                if (task.relu) {
+                    total = total < 0.0f ? Floats{} : total;  // NaN stays NaN
+                }
+                store(target + v * kLanes, total);
+            }
+            for (int i = 0; !whole && first + i < task.outputs; ++i) {
+                y[i] = task.add ? y[i] + out[i] : out[i];
+            }
+        }
+    }
+}
+
 template <typename Weight, int Panels, int Rows>
 void matmul_tile(const MatmulTask& task, int panel, int row) {
     constexpr int chains = kChains<Panels, Rows>;
@@ -60,44 +94,79 @@ void matmul_tile(const MatmulTask& task, int panel, int row) {
         }
     }
     for (int r = 0; r < Rows; ++r) {
-        for (int p = 0; p < Panels; ++p) {
-            const int first = (panel + p) * kPanel;
-            float* const y = task.y + (row + r) * task.y_row + first;
-            alignas(64) float out[kPanel];
-            const bool whole = first + kPanel <= task.outputs;
-            float* const target = whole ? y : out;
-            for (int v = 0; v < kVectors; ++v) {
-                Floats total = sums[0][r][p * kVectors + v];
-                for (int chain = 1; chain < chains; ++chain) {
-                    total += sums[chain][r][p * kVectors + v];
-                }
-                const int at = first + v * kLanes;
-                if (task.scale != nullptr) {
-                    total *= load(task.scale + at);
-                }
-                if (task.bias != nullptr) {
-                    total += load(task.bias + at);
-                }
-                if (task.add && whole) {
-                    total += load(y + v * kLanes);
-                }
-                if (task.relu) {
-                    total = total < 0.0f ? Floats{} : total;  // NaN stays NaN
-                }
-                store(target + v * kLanes, total);
-            }
-            for (int i = 0; !whole && first + i < task.outputs; ++i) {
-                y[i] = task.add ? y[i] + out[i] : out[i];
+        for (int v = 0; v < Panels * kVectors; ++v) {
+            for (int chain = 1; chain < chains; ++chain) {
+                sums[0][r][v] += sums[chain][r][v];
             }
         }
     }
+    finish<Panels, Rows>(task, panel, row, sums[0]);
+}
+
+// The same of 8-bit inputs: sums of integers for each segment, which has a scale of its own.
+template <int Panels, int Rows>
+void matmul_quantised_tile(const MatmulTask& task, int panel, int row) {
+    constexpr int chains = kChains<Panels, Rows>;
+    const int depth = quads(task.inputs);  // of a segment
+    const std::size_t panel_size = task.panel_inputs * kPanel;
+    const std::int8_t* weights =
+        static_cast<const std::int8_t*>(task.weights) + static_cast<std::size_t>(panel) * panel_size;
+    const std::ptrdiff_t x_row = static_cast<std::ptrdiff_t>(task.segments) * depth * 4;
+    const std::int8_t* segment = task.quantised.x + row * x_row;
+    Floats totals[Rows][Panels * kVectors] = {};
+    for (int s = 0; s < task.segments; ++s, segment += 4 * depth) {
+        Ints sums[chains][Rows][Panels * kVectors] = {};
+        const auto step = [&](const std::int8_t* x, int chain) {
+            for (int r = 0; r < Rows; ++r) {
+                std::int32_t inputs;
+                __builtin_memcpy(&inputs, x + r * x_row, 4);
+                for (int p = 0; p < Panels; ++p) {
+                    for (int v = 0; v < kVectors; ++v) {
+                        const std::int8_t* const w = weights + static_cast<std::size_t>(p) * panel_size + 4 * v * kLanes;
+                        Ints& sum = sums[chain][r][p * kVectors + v];
+                        sum = dot4(sum, inputs, w);
+                    }
+                }
+            }
+            weights += 4 * kPanel;
+        };
+        int i = 0;
+        for (; i + chains <= depth; i += chains) {
+            for (int chain = 0; chain < chains; ++chain) {
+                step(segment + 4 * (i + chain), chain);
+            }
+        }
+        for (; i < depth; ++i) {
+            step(segment + 4 * i, 0);
+        }
+        const float* const weight_sums =
+            task.quantised.weight_sums + static_cast<std::size_t>(s * panels(task.outputs) + panel) * kPanel;
+        for (int r = 0; r < Rows; ++r) {
+            const float scale = task.quantised.scales[(row + r) * task.segments + s];
+            for (int v = 0; v < Panels * kVectors; ++v) {
+                for (int chain = 1; chain < chains; ++chain) {
+                    sums[0][r][v] += sums[chain][r][v];
+                }
+                Floats total = __builtin_convertvector(sums[0][r][v], Floats);
+                if constexpr (kInputOffset != 0) {
+                    total -= static_cast<float>(kInputOffset) * load(weight_sums + v * kLanes);
+                }
+                totals[r][v] += scale * total;
+            }
+        }
+    }
+    finish<Panels, Rows>(task, panel, row, totals);
 }
 
 // The tile of exactly `rows` rows, Rows at most.
 template <typename Weight, int Panels, int Rows>
 void matmul_rows(const MatmulTask& task, int panel, int row, int rows) {
     if (rows == Rows) {
-        matmul_tile<Weight, Panels, Rows>(task, panel, row);
+        if constexpr (sizeof(Weight) == 1) {
+            matmul_quantised_tile<Panels, Rows>(task, panel, row);
+        } else {
+            matmul_tile<Weight, Panels, Rows>(task, panel, row);
+        }
     } else if constexpr (Rows > 1) {
         matmul_rows<Weight, Panels, Rows - 1>(task, panel, row, rows);
     }
@@ -127,6 +196,42 @@ inline void prefetch(const char* p, std::size_t bytes) {
     for (std::size_t at = 0; at < bytes; at += 64) {
         __builtin_prefetch(p + at, 0, 2);
     }
+}
+
+float quantise(const float* x, int n, std::int8_t* out) {
+    Floats largest{};
+    Floats zeros{};  // or NaN, where an input is not finite: the scale hands it on
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const Floats v = load(x + i);
+        const Floats magnitude = v < 0.0f ? -v : v;
+        largest = magnitude > largest ? magnitude : largest;
+        zeros += v - v;
+    }
+    float most = 0;
+    float zero = sum(zeros);
+    for (int lane = 0; lane < kLanes; ++lane) {
+        most = largest[lane] > most ? largest[lane] : most;
+    }
+    for (; i < n; ++i) {
+        const float magnitude = x[i] < 0 ? -x[i] : x[i];
+        most = magnitude > most ? magnitude : most;
+        zero += x[i] - x[i];
+    }
+    const float scale = most > 0 ? 127.0f / most : 0.0f;
+    for (i = 0; i + kLanes <= n; i += kLanes) {
+        const Floats scaled = load(x + i) * scale;
+        const Ints rounded = __builtin_convertvector(scaled + (scaled < 0.0f ? broadcast(-0.5f) : broadcast(0.5f)), Ints);
+        store_bytes(out + i, rounded + kInputOffset);
+    }
+    for (; i < n; ++i) {
+        const float scaled = x[i] * scale;
+        out[i] = static_cast<std::int8_t>(static_cast<int>(scaled + (scaled < 0 ? -0.5f : 0.5f)) + kInputOffset);
+    }
+    for (; i % 4 != 0; ++i) {
+        out[i] = 0;  // its weights are zero
+    }
+    return most / 127.0f + zero;
 }
 
 template <typename Weight>
@@ -355,6 +460,7 @@ float multiply_adds(int rounds) {
 extern const Kernels TERSE_KERNELS;
 const Kernels TERSE_KERNELS = {
     {matmul<float>, matmul<Bf16>, matmul<std::int8_t>},
+    quantise,
     {dot<float>, dot<Bf16>, dot<std::int8_t>},
     {axpy<float>, axpy<Bf16>, axpy<std::int8_t>},
     {unpack<float>, unpack<Bf16>, unpack<std::int8_t>},

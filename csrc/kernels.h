@@ -22,6 +22,16 @@ constexpr int kPanel = 16;
 
 constexpr int panels(int outputs) { return (outputs + kPanel - 1) / kPanel; }
 
+// An int8 matrix has four inputs of an output side by side, [panels][inputs / 4][kPanel][4], and is multiplied by inputs
+// of 8 bits too, which `quantise` makes of each piece of a row.
+constexpr int quads(int inputs) { return (inputs + 3) / 4; }
+
+struct Quantised {
+    const std::int8_t* x;      // [rows][segments][4 * quads(inputs)]
+    const float* scales;       // [rows][segments]
+    const float* weight_sums;  // [segments][panels * kPanel], over the inputs
+};
+
 // y[r][o] = scale[o] * sum over i of x[r][i] w[i][o], + bias[o], for some rows and panels.
 struct MatmulTask {
     const void* weights;          // [panels][inputs][kPanel]
@@ -38,6 +48,7 @@ struct MatmulTask {
     int outputs;       // of all panels; those beyond are not stored
     bool add = false;  // y += instead of y =
     bool relu = false;
+    Quantised quantised{};  // of int8 weights, in place of x
 };
 
 struct Kernels {
@@ -47,6 +58,7 @@ struct Kernels {
     using Axpy = void (*)(const void* weights, float factor, float* y, int n, const void* next);
 
     std::array<Matmul, kDtypes> matmul;
+    float (*quantise)(const float* x, int n, std::int8_t* out);  // a row and zeros up to a multiple of 4; its scale
     std::array<Dot, kDtypes> dot;    // sum of w[i] x[i]
     std::array<Axpy, kDtypes> axpy;  // y[i] += factor * w[i]
     void (*unpack[kDtypes])(const void* weights, float factor, float* y, int n);  // y[i] = factor * w[i]

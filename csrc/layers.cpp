@@ -31,6 +31,8 @@ Workspace::Workspace(const Sizes& sizes, int hidden_size, int positions, int max
         own_gated.emplace_back(sizes.gated, poison);
         own_scores.emplace_back(index(kQueries * capacity), poison);
         own_partial.emplace_back(index(hidden_size), poison);
+        own_quantised.emplace_back(index(kQuantisedRows) * sizes.quantised / sizeof(float) + 1);
+        own_scales.emplace_back(index(kQuantisedRows) * sizes.segments);
     }
 }
 
@@ -44,9 +46,14 @@ Share share(const Worker& worker, int panels, int rows) {
 Matrix::Matrix(const Builder& builder, const std::string& name, int inputs_, int outputs_, bool has_bias, int segments_)
     : dtype(builder.dtype), inputs(inputs_), outputs(outputs_), segments(segments_) {
     const std::int64_t count = panels(outputs);
-    weights = builder.tensors.get(name + ".panels", dtype, {count, inputs * segments, kPanel});
     if (dtype == Dtype::int8) {
+        weights = builder.tensors.get(name + ".panels", dtype, {count, segments * quads(inputs), kPanel, 4});
         scale = builder.tensors.floats(name + ".scales", {count * kPanel});
+        sums = builder.tensors.floats(name + ".sums", {segments, count * kPanel});
+        at_least(builder.sizes.quantised, index(segments * quads(inputs) * 4));
+        at_least(builder.sizes.segments, index(segments));
+    } else {
+        weights = builder.tensors.get(name + ".panels", dtype, {count, inputs * segments, kPanel});
     }
     if (has_bias) {
         bias = builder.tensors.floats(name + ".bias", {count * kPanel});
@@ -62,15 +69,32 @@ MatmulTask Matrix::task(const float* x, std::ptrdiff_t x_row, float* y, std::ptr
     task.x_row = x_row;
     task.inputs = inputs;
     task.segments = segments;
-    task.panel_inputs = index(inputs * segments);
+    task.panel_inputs = index(segments * (dtype == Dtype::int8 ? 4 * quads(inputs) : inputs));
     task.y = y;
     task.y_row = y_row;
     task.outputs = outputs;
     return task;
 }
 
-void Matrix::multiply(const MatmulTask& task, const Share& part) const {
-    matmul(dtype)(task, part.panels.begin, part.panels.end, part.rows.begin, part.rows.end);
+void Matrix::multiply(Context& context, MatmulTask task, const Share& part) const {
+    if (dtype != Dtype::int8) {
+        matmul(dtype)(task, part.panels.begin, part.panels.end, part.rows.begin, part.rows.end);
+        return;
+    }
+    std::int8_t* const quantised = context.quantised();
+    float* const scales = context.scales();
+    const int depth = 4 * quads(inputs);
+    for (int first = part.rows.begin; first < part.rows.end; first += kQuantisedRows) {
+        const int rows = std::min(kQuantisedRows, part.rows.end - first);
+        for (int i = 0; i < rows * segments; ++i) {
+            const float* const x = task.x + (first + i / segments) * task.x_row + i % segments * task.x_segment;
+            scales[i] = kernels().quantise(x, inputs, quantised + index(i) * index(depth));
+        }
+        MatmulTask some = task;
+        some.quantised = {quantised, scales, sums};
+        some.y = task.y + first * task.y_row;
+        matmul(dtype)(some, part.panels.begin, part.panels.end, 0, rows);
+    }
 }
 
 Norm::Norm(const Builder& builder, const std::string& name, int n)
@@ -108,7 +132,7 @@ const float* Norm::apply(Context& context, const float* x) const {
 void Dense::apply(Context& context, const float* x, int rows, float* y, bool add) const {
     MatmulTask task = matrix_.task(x, matrix_.inputs, y, matrix_.outputs);
     task.add = add;
-    matrix_.multiply(task, share(context.worker, panels(matrix_.outputs), rows));
+    matrix_.multiply(context, task, share(context.worker, panels(matrix_.outputs), rows));
 }
 
 LowRank::LowRank(const Builder& builder, const std::string& name, int inputs, int outputs, int rank)
@@ -168,7 +192,7 @@ void Multiplicative::apply(Context& context, const float* x, int rows, float* y,
         float* const out = y + first * y_row + of_modules.begin * width_;
         MatmulTask task = features_.task(gated, inputs_, out, width_);
         task.add = add;
-        features_.multiply(task, {of_panels, {0, together * count}});
+        features_.multiply(context, task, {of_panels, {0, together * count}});
         if (bias_ == nullptr) {
             continue;
         }
@@ -254,7 +278,7 @@ void LocalConvolution::convolve(Context& context, float* y, bool add, int skip) 
             MatmulTask task = kernel_.task(first, module_in_, out, module_out_);
             task.x_segment = frame_;
             task.add = add;
-            kernel_.multiply(task, part);
+            kernel_.multiply(context, task, part);
         }
     }
 }
@@ -277,15 +301,15 @@ Modules::Modules(const Builder& builder, const std::string& name, const float* b
     }
 }
 
-void Modules::apply(const Worker& worker, const float* x, int rows, std::ptrdiff_t x_row, float* y, bool add) const {
+void Modules::apply(Context& context, const float* x, int rows, std::ptrdiff_t x_row, float* y, bool add) const {
     const std::ptrdiff_t y_row = static_cast<std::ptrdiff_t>(matrices_.size()) * outputs_;
-    const Range modules = worker.share(static_cast<int>(matrices_.size()));
+    const Range modules = context.worker.share(static_cast<int>(matrices_.size()));
     for (int m = modules.begin; m < modules.end; ++m) {
         const Matrix& matrix = matrices_[index(m)];
         float* const out = y + m * outputs_;
         MatmulTask task = matrix.task(x + m * input_step_, x_row, out, y_row);
         task.add = add;
-        matrix.multiply(task, {{0, panels(outputs_)}, {0, rows}});
+        matrix.multiply(context, task, {{0, panels(outputs_)}, {0, rows}});
         for (int row = 0; row < rows; ++row) {
             for (int i = 0; i < outputs_; ++i) {
                 out[row * y_row + i] += bias_[m * outputs_ + i];
@@ -318,7 +342,7 @@ void LocallyConnected::apply(Context& context, const float* x, int rows, float* 
         }
     }
     context.worker.barrier();
-    modules_.apply(context.worker, circle, rows, padded_, y, add);
+    modules_.apply(context, circle, rows, padded_, y, add);
     context.worker.barrier();
 }
 
@@ -334,7 +358,7 @@ void MultiplicativeModular::apply(Context& context, const float* x, int rows, fl
     float* const middle = context.work.hidden.data();
     first_.apply(context, x, rows, middle);
     context.worker.barrier();
-    second_.apply(context.worker, middle, rows, size_, y, add);
+    second_.apply(context, middle, rows, size_, y, add);
     context.worker.barrier();
 }
 

@@ -45,11 +45,12 @@ struct Matrix {
 
     // The product with some rows, to be completed where it differs from y = x W + b.
     MatmulTask task(const float* x, std::ptrdiff_t x_row, float* y, std::ptrdiff_t y_row) const;
-    void multiply(const MatmulTask& task, const Share& share) const;
+    void multiply(Context& context, MatmulTask task, const Share& share) const;
 
     Dtype dtype;
     const void* weights;
     const float* scale = nullptr;
+    const float* sums = nullptr;  // of int8 weights, for each segment and output
     const float* bias = nullptr;
     int inputs;  // of a segment
     int outputs;
@@ -152,7 +153,7 @@ class Modules {
 public:
     Modules(const Builder& builder, const std::string& name, const float* bias, int modules, int inputs, int outputs,
             int input_step);
-    void apply(const Worker& worker, const float* x, int rows, std::ptrdiff_t x_row, float* y, bool add) const;
+    void apply(Context& context, const float* x, int rows, std::ptrdiff_t x_row, float* y, bool add) const;
 
 private:
     std::vector<Matrix> matrices_;

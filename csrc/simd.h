@@ -69,6 +69,45 @@ inline Floats load(const Bf16* p) { return reinterpret_cast<Floats>(widen(p) << 
 
 inline Floats load(const std::int8_t* p) { return __builtin_convertvector(widen(p), Floats); }
 
+// sums[lane] += x[0] w[lane][0] + .. + x[3] w[lane][3], exactly, of four 8-bit inputs x that `quantise` has made and the
+// weights of kLanes outputs, four inputs of an output side by side.
+#if defined(__AVX512F__) && !defined(TERSE_SCALAR)
+
+constexpr int kInputOffset = 128;  // this instruction wants inputs without a sign
+
+inline Ints dot4(Ints sums, std::int32_t x, const std::int8_t* w) {
+    return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), _mm512_set1_epi32(x),
+                                                      _mm512_loadu_si512(w)));
+}
+
+#elif defined(__AVX2__) && !defined(TERSE_SCALAR)
+
+constexpr int kInputOffset = 0;
+
+inline Ints dot4(Ints sums, std::int32_t x, const std::int8_t* w) {
+    const __m256i inputs = _mm256_set1_epi32(x);
+    const __m256i weights = _mm256_sign_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)), inputs);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(inputs), weights);  // 2 * 127 * 127 fits 16 bits
+    return sums + reinterpret_cast<Ints>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+#else
+
+constexpr int kInputOffset = 0;
+
+inline Ints dot4(Ints sums, std::int32_t x, const std::int8_t* w) {
+    std::int8_t inputs[4];
+    __builtin_memcpy(inputs, &x, 4);
+    for (int lane = 0; lane < kLanes; ++lane) {
+        for (int i = 0; i < 4; ++i) {
+            sums[lane] += inputs[i] * w[4 * lane + i];
+        }
+    }
+    return sums;
+}
+
+#endif
+
 inline float to_float(float x) { return x; }
 inline float to_float(std::int8_t x) { return x; }
 inline float to_float(Bf16 x) {
@@ -79,6 +118,17 @@ inline float to_float(Bf16 x) {
 }
 
 inline void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// The lowest byte of each.
+inline void store_bytes(std::int8_t* p, Ints v) {
+#if defined(__AVX512F__) && !defined(TERSE_SCALAR)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v)));
+#else
+    for (int lane = 0; lane < kLanes; ++lane) {
+        p[lane] = static_cast<std::int8_t>(v[lane]);
+    }
+#endif
+}
 
 inline Floats broadcast(float x) { return Floats{} + x; }
 

@@ -91,7 +91,7 @@ def test_damaged_packed_files(tmp_path: Path) -> None:
         (content[:-1], "is damaged: it is truncated"),
         (content[:100], "is damaged"),
         (content.replace(b"norm.weight", b"norm.w_ight", 1), r"attention_norm\.weight is missing; .* not part of"),
-        (content.replace(b"terseformer-packed-1", b"terseformer-packed-0"), "no packed file of this version"),
+        (content.replace(b"terseformer-packed-2", b"terseformer-packed-0"), "no packed file of this version"),
         (content.replace(b'"dtype":"f32"', b'"dtype":"f64"'), "dtype must be one of"),
         (content.replace(b"hidden_size", b"hidden_seize"), "is damaged"),
     ):

@@ -1,7 +1,8 @@
 """How weights lie in a packed file: declared from a configuration, filled from a state dict, then validated.
 
 Names are those of the state dict. A matrix is cut into panels of 16 outputs, the 16 weights of one input side by side:
-`NAME.panels` [panels, inputs, 16], with `NAME.scales` where it is int8 and `NAME.bias`. The units of a sparse
+`NAME.panels` [panels, inputs, 16], and `NAME.bias`. If int8, four inputs of an output are side by side, `NAME.panels`
+[panels, inputs / 4, 16, 4], with `NAME.scales` of the outputs and `NAME.sums` of their weights. The units of a sparse
 feed-forward layer are records: a unit's column of the first matrix, its row of the second, and if int8 the scales of
 both, in a whole number of cache lines. int8 is symmetric, with a scale for each output or unit.
 """
@@ -53,7 +54,8 @@ def quantise(rows: Array) -> tuple[Array, Array]:
     for at in range(0, len(rows), step):  # some rows at a time: a matrix may be as large as half of the memory
         part = rows[at : at + step]
         scale = np.abs(part).max(axis=1, initial=0).astype(np.float32) / np.float32(127)
-        numbers[at : at + step] = np.rint(part / np.where(scale > 0, scale, np.float32(1))[:, None])
+        with np.errstate(invalid="ignore"):  # the scale of a row with NaN is NaN, whatever its numbers are
+            numbers[at : at + step] = np.rint(part / np.where(scale > 0, scale, np.float32(1))[:, None])
         scales[at : at + step] = scale
     return numbers, scales
 
@@ -80,6 +82,23 @@ def _panels(matrix: Array) -> Array:
     return _padded(matrix, PANEL).reshape(-1, PANEL, matrix.shape[1]).transpose(0, 2, 1)
 
 
+def _quads(inputs: int) -> int:
+    return -(-inputs // 4)
+
+
+def _quad_panels(matrix: Array, segments: int) -> Array:
+    """[outputs, segments * inputs] as [panels, segments * inputs / 4, 16, 4], each segment padded with zeros."""
+    parts = matrix.reshape(len(matrix), segments, -1)
+    padded = _padded(np.pad(parts, [(0, 0), (0, 0), (0, -parts.shape[2] % 4)]), PANEL)
+    return padded.reshape(len(padded) // PANEL, PANEL, -1, 4).transpose(0, 2, 1, 3)
+
+
+def _sums(matrix: Array, segments: int) -> Array:
+    """[outputs, segments * inputs] as [segments, outputs in whole panels], summed over the inputs."""
+    parts = matrix.reshape(len(matrix), segments, -1).sum(axis=2, dtype=np.int64)
+    return np.ascontiguousarray(_padded(parts, PANEL).T, np.float32)
+
+
 class _Pack:
     """Makes the entries of one dtype; a name ending in `source` is one of the state dict."""
 
@@ -100,13 +119,17 @@ class _Pack:
         shape: tuple[int, ...],
         rows: Callable[[Array], Array],
         bias: str = "",
+        segments: int = 1,
     ) -> Iterator[Entry]:
-        """A matrix that `rows` makes of the source as [outputs, inputs]; `bias` is the source of its bias."""
+        """A matrix that `rows` makes of the source as [outputs, inputs], in equal segments; and its bias."""
         count, sources = -(-outputs // PANEL), {source: shape}
-        panels = (count, inputs, PANEL)
         if self.dtype == "int8":
+            depth = segments * _quads(inputs // segments)
             yield Entry(
-                f"{name}.panels", Declared("I8", panels), sources, lambda w: _panels(quantise(rows(w[source]))[0])
+                f"{name}.panels",
+                Declared("I8", (count, depth, PANEL, 4)),
+                sources,
+                lambda w: _quad_panels(quantise(rows(w[source]))[0], segments),
             )
             yield Entry(
                 f"{name}.scales",
@@ -114,9 +137,15 @@ class _Pack:
                 sources,
                 lambda w: _padded(quantise(rows(w[source]))[1], PANEL),
             )
+            yield Entry(
+                f"{name}.sums",
+                Declared("F32", (segments, count * PANEL)),
+                sources,
+                lambda w: _sums(quantise(rows(w[source]))[0], segments),
+            )
         else:
             convert = to_bf16 if self.dtype == "bf16" else np.asarray
-            declared = Declared(_NAMES[self.dtype], panels)
+            declared = Declared(_NAMES[self.dtype], (count, inputs, PANEL))
             yield Entry(f"{name}.panels", declared, sources, lambda w: convert(_panels(rows(w[source]))))
         if bias:
             declared = Declared("F32", (count * PANEL,))
@@ -147,7 +176,7 @@ class _Pack:
         shape = (length_kernel, module_kernel, module_in, module_out)
         kernel = f"{name}.kernel"
         rows = lambda x: x.reshape(inputs, module_out).T  # noqa: E731
-        yield from self.matrix(kernel, module_out, inputs, kernel, shape, rows, f"{name}.bias")
+        yield from self.matrix(kernel, module_out, inputs, kernel, shape, rows, f"{name}.bias", length_kernel)
 
     def table(self, name: str, rows: int, size: int) -> Iterator[Entry]:
         """A row for each token: `NAME.weight`, with `NAME.scales` if int8."""

@@ -21,7 +21,7 @@ from terseformer.folder import CheckpointError, find, instead, load_config
 from terseformer.layout import DTYPES, Array, Dtype, Entry, Weights, declare, from_bf16
 from terseformer.tensorfile import TensorFileError
 
-_FORMAT = "terseformer-packed-1"
+FORMAT = "terseformer-packed-2"
 
 
 class PackError(CheckpointError):
@@ -85,7 +85,7 @@ def write_packed(path: Path, config: ModelConfig, dtype: Dtype, weights: Weights
     entries = declare(config, dtype)
     _check_sources(entries, weights)
     metadata = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "dtype": dtype,
         "config": json.dumps(to_dict(config)),
         "source": stamp,
@@ -116,7 +116,7 @@ def load_packed(path: Path) -> Packed:
     """
     try:
         file = tensorfile.read(path)
-        if file.metadata.get("format") != _FORMAT:
+        if file.metadata.get("format") != FORMAT:
             raise PackError(f"{path} is no packed file of this version; delete it, and it is made anew")
         dtype: Any = file.metadata["dtype"]
         check_dtype(dtype)
@@ -142,7 +142,7 @@ def _stamp(path: Path) -> str | None:
     """By which weights a packed file was made; None if there is none that can be read."""
     try:
         metadata = tensorfile.read(path).metadata
-        return metadata["source"] if metadata["format"] == _FORMAT else None
+        return metadata["source"] if metadata["format"] == FORMAT else None
     except (TensorFileError, KeyError, TypeError):
         return None
 

@@ -107,7 +107,70 @@ void test_matmul(const Kernels& kernels, Dtype dtype, int rows, int inputs, int 
                 }
             }
             total = total * scale[static_cast<std::size_t>(o)] + bias[static_cast<std::size_t>(o)] + (add ? before[at] : 0.0f);
-            expect("matmul", y[at], relu && total < 0 ? 0 : total, dtype == Dtype::int8 ? 1e-3 : 1e-4);
+            expect("matmul", y[at], relu && total < 0 ? 0 : total, 1e-4);
+        }
+    }
+}
+
+// An int8 matrix and inputs that are quantised as the engine does it: the integers' sums are exact.
+void test_quantised_matmul(const Kernels& kernels, int rows, int inputs, int segments, int outputs) {
+    const int panels = terse::panels(outputs);
+    const int depth = 4 * terse::quads(inputs);
+    const std::size_t panel_inputs = static_cast<std::size_t>(segments * depth);
+    std::uniform_int_distribution<int> any(-127, 127);
+    std::vector<std::int8_t> weights(static_cast<std::size_t>(panels * kPanel) * panel_inputs);
+    std::vector<float> sums(static_cast<std::size_t>(segments * panels * kPanel));
+    const auto weight_at = [&](int segment, int input, int output) -> std::int8_t& {
+        const int quad = segment * (depth / 4) + input / 4;
+        return weights[(static_cast<std::size_t>(output / kPanel) * panel_inputs / 4 + static_cast<std::size_t>(quad)) * kPanel * 4 +
+                       static_cast<std::size_t>(output % kPanel * 4 + input % 4)];
+    };
+    for (int s = 0; s < segments; ++s) {
+        for (int o = 0; o < outputs; ++o) {
+            for (int i = 0; i < inputs; ++i) {
+                weight_at(s, i, o) = static_cast<std::int8_t>(any(generator));
+                sums[static_cast<std::size_t>(s * panels * kPanel + o)] += weight_at(s, i, o);
+            }
+        }
+    }
+    const std::vector<float> x = random(static_cast<std::size_t>(rows * segments * inputs));
+    const std::vector<float> scale = random(static_cast<std::size_t>(panels * kPanel));
+    std::vector<std::int8_t> quantised(static_cast<std::size_t>(rows * segments * depth));
+    std::vector<float> scales(static_cast<std::size_t>(rows * segments));
+    std::vector<float> y(static_cast<std::size_t>(rows * outputs));
+    for (int i = 0; i < rows * segments; ++i) {
+        scales[static_cast<std::size_t>(i)] = kernels.quantise(&x[static_cast<std::size_t>(i * inputs)], inputs, &quantised[static_cast<std::size_t>(i * depth)]);
+    }
+    terse::MatmulTask task{};
+    task.weights = weights.data();
+    task.scale = scale.data();
+    task.inputs = inputs;
+    task.segments = segments;
+    task.panel_inputs = panel_inputs;
+    task.y = y.data();
+    task.y_row = outputs;
+    task.outputs = outputs;
+    task.quantised = {quantised.data(), scales.data(), sums.data()};
+    kernels.matmul[static_cast<std::size_t>(Dtype::int8)](task, 0, panels, 0, rows);
+    const float nothing = 0;
+    std::int8_t zero[4];  // what 0 becomes; the rest is as far from it as its number says
+    kernels.quantise(&nothing, 1, zero);
+    for (int r = 0; r < rows; ++r) {
+        std::vector<double> totals(static_cast<std::size_t>(outputs));
+        for (int s = 0; s < segments; ++s) {
+            const double step = scales[static_cast<std::size_t>(r * segments + s)];
+            for (int i = 0; i < inputs; ++i) {
+                const std::int8_t byte = quantised[static_cast<std::size_t>((r * segments + s) * depth + i)];
+                const double number = static_cast<std::int8_t>(byte - zero[0]);
+                expect("quantise", number * step, x[static_cast<std::size_t>((r * segments + s) * inputs + i)], 0.501 * step);
+                for (int o = 0; o < outputs; ++o) {
+                    totals[static_cast<std::size_t>(o)] += number * step * weight_at(s, i, o);
+                }
+            }
+        }
+        for (int o = 0; o < outputs; ++o) {
+            const std::size_t at = static_cast<std::size_t>(o);
+            expect("quantised matmul", y[static_cast<std::size_t>(r * outputs + o)], totals[at] * scale[at], 1e-4);
         }
     }
 }
@@ -194,6 +257,11 @@ int main() {
         for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::int8}) {
             for (const int rows : {1, 2, 3, 5, 6, 7, 11, 12, 13, 25}) {
                 for (const int outputs : {1, 15, 16, 17, 33, 48}) {
+                    if (dtype == Dtype::int8) {
+                        test_quantised_matmul(kernels, rows, 7 + outputs, 1, outputs);
+                        test_quantised_matmul(kernels, rows, 13, 3, outputs);
+                        continue;
+                    }
                     test_matmul(kernels, dtype, rows, 7, 1, outputs, rows % 2 == 0, outputs % 2 == 0);
                     test_matmul(kernels, dtype, rows, 13, 3, outputs, rows % 2 == 1, false);
                 }

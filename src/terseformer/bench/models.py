@@ -14,7 +14,7 @@ from terseformer import config as c
 from terseformer.accounting import account
 from terseformer.configfile import to_dict
 from terseformer.layout import Array, Dtype, declare
-from terseformer.pack import Packed, load_packed, write_packed
+from terseformer.pack import FORMAT, Packed, load_packed, write_packed
 
 _BLOCK = 1 << 20
 
@@ -50,7 +50,7 @@ class RandomWeights(Mapping[str, Array]):
 
 def random_model(config: c.ModelConfig, dtype: Dtype, folder: Path) -> Packed:
     """A packed model of random weights; its file stays in `folder` and is used again."""
-    key = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256((FORMAT + json.dumps(to_dict(config), sort_keys=True)).encode()).hexdigest()[:16]
     path = folder / f"{key}-{dtype}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,10 @@ inline void finish(const MatmulTask& task, int panel, int row, const Floats (&su
     }
 }
 
+// Where one row reads a matrix, memory sets the pace: what lies so many bytes ahead is asked for, which is further than
+// the processor does by itself.
+constexpr int kAhead = 16384;
+
 template <typename Weight, int Panels, int Rows>
 void matmul_tile(const MatmulTask& task, int panel, int row) {
     constexpr int chains = kChains<Panels, Rows>;
@@ -73,6 +77,10 @@ void matmul_tile(const MatmulTask& task, int panel, int row) {
     const float* segment = task.x + row * task.x_row;
     const auto step = [&](const float* x, int chain) {
         for (int p = 0; p < Panels; ++p) {
+            if constexpr (Rows == 1) {
+                const Weight* const from = weights + static_cast<std::size_t>(p) * panel_size;
+                __builtin_prefetch(reinterpret_cast<const char*>(from) + kAhead, 0, 2);
+            }
             for (int v = 0; v < kVectors; ++v) {
                 const Floats w = load(weights + static_cast<std::size_t>(p) * panel_size + v * kLanes);
                 for (int r = 0; r < Rows; ++r) {

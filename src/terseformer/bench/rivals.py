@@ -1,8 +1,8 @@
 """Decoding by other libraries: a dense model like GPT-2 of given sizes, with random weights.
 
-Each library decodes by its own means and with its own defaults: llama.cpp with GELU and keys and values in float16,
-CTranslate2 with ReLU and float32. All of them do the same between two calls of `step`: for each token, one pass of the
-model over that token, and an argmax.
+Each library decodes by its own means and with its own defaults: llama.cpp with GELU, and keys and values in float16;
+CTranslate2 with ReLU, and those in float32. A call of `step` is the same in both: for each token, one pass of the model
+over that token, and an argmax.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def llama_cpp(sizes: Sizes, quantisation: Quantisation, threads: int, folder: Pa
     if quantisation != "F32":
         sizes = replace(sizes, intermediate_size=sizes.intermediate_size // _BLOCK * _BLOCK)
     path = _made(folder / f"{_name(sizes)}-{quantisation}.gguf", lambda path: _write_gguf(path, sizes, quantisation))
-    return _LlamaCpp(path, f"llama.cpp {quantisation}", sizes.max_positions, threads)
+    return _LlamaCpp(path, f"llama.cpp {quantisation}", sizes, threads)
 
 
 def ctranslate2(sizes: Sizes, threads: int, folder: Path) -> Rival:
@@ -118,29 +118,29 @@ def ctranslate2(sizes: Sizes, threads: int, folder: Path) -> Rival:
 
 
 class _LlamaCpp(Rival):
-    def __init__(self, path: Path, name: str, max_positions: int, threads: int) -> None:
-        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # else it prints all that llama.cpp says
+    def __init__(self, path: Path, name: str, sizes: Sizes, threads: int) -> None:
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # else llama.cpp tells what it does
         import llama_cpp
 
         self.name, self.version = name, llama_cpp.__version__
-        self._library: Any = llama_cpp
-        self._max_positions, self._length = max_positions, 0
-        llama_cpp.llama_backend_init()
-        model_options = llama_cpp.llama_model_default_params()
+        self._vocab_size, self._max_positions = sizes.vocab_size, sizes.max_positions
+        self._length, self._last = 0, 0
+        library: Any = llama_cpp
+        self._library = library
+        library.llama_backend_init()
+        model_options = library.llama_model_default_params()
         model_options.n_gpu_layers = 0
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_options)
+        model = library.llama_model_load_from_file(str(path).encode(), model_options)
         if not model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
-        weakref.finalize(self, llama_cpp.llama_model_free, model)
-        options = llama_cpp.llama_context_default_params()
-        options.n_ctx = options.n_batch = max_positions
+        weakref.finalize(self, library.llama_model_free, model)
+        options = library.llama_context_default_params()
+        options.n_ctx = options.n_batch = sizes.max_positions
         options.n_threads = options.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(model, options)
+        self._context = library.llama_init_from_model(model, options)
         if not self._context:
-            raise RuntimeError(f"llama.cpp has no context of {max_positions} tokens for {path}")
-        weakref.finalize(self, llama_cpp.llama_free, self._context)  # the last that is registered runs first
-        self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        self._last = 0
+            raise RuntimeError(f"llama.cpp makes no context of {sizes.max_positions} tokens for {path}")
+        weakref.finalize(self, library.llama_free, self._context)  # runs before the model's
 
     def start(self, prompt: Sequence[int]) -> None:
         _require_room(len(prompt), self._max_positions)
@@ -178,43 +178,45 @@ class _CTranslate2(Rival):
         import ctranslate2
 
         self.version = ctranslate2.__version__
-        self._generator = ctranslate2.Generator(
-            str(path), device="cpu", compute_type="int8", intra_threads=threads, inter_threads=1
+        self._held = _HeldGenerator(
+            ctranslate2.Generator(str(path), device="cpu", compute_type="int8", intra_threads=threads, inter_threads=1)
         )
+        weakref.finalize(self, self._held.close)
         self._max_positions, self._length, self._last = max_positions, 0, 0
-        self._stop: Callable[[], object] = lambda: None
 
     def start(self, prompt: Sequence[int]) -> None:
         _require_room(len(prompt), self._max_positions)
-        self._stop()
-        self._text = _HeldText(self._generator, prompt, self._max_positions - len(prompt) + 1)
-        self._stop = weakref.finalize(self, self._text.stop)
+        self._held.start(prompt, self._max_positions - len(prompt) + 1)
         self._length = len(prompt)
-        self._last = self._text.token()
+        self._last = self._held.token()
 
     def step(self, count: int) -> list[int]:
         _require_room(self._length + count, self._max_positions)
         self._length += count
-        self._text.allow(count)
-        tokens = [self._last, *(self._text.token() for _ in range(count))]
+        self._held.allow(count)
+        tokens = [self._last, *(self._held.token() for _ in range(count))]
         self._last = tokens.pop()
         return tokens
 
 
-class _HeldText:
-    """A text of CTranslate2, whose thread waits after each token until it is allowed to go on.
+class _HeldGenerator:
+    """CTranslate2's generator with one text, whose thread waits after each token until it is allowed to go on.
 
     Args:
-        generator: a `ctranslate2.Generator`.
-        prompt: its beginning.
-        max_length: tokens after the prompt at most.
+        generator: a `ctranslate2.Generator` to which nothing else refers, so that `close` can end its thread.
     """
 
-    def __init__(self, generator: Any, prompt: Sequence[int], max_length: int) -> None:
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+        self._result: Any = None
+
+    def start(self, prompt: Sequence[int], max_length: int) -> None:
+        """Begins a text of at most `max_length` tokens after the prompt; the first is computed at once."""
+        self.stop()
         self._tokens: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._allowed = threading.Semaphore(0)
         self._is_stopped = False
-        (self._result,) = generator.generate_batch(
+        (self._result,) = self._generator.generate_batch(
             [[str(token) for token in prompt]],
             max_length=max_length,
             beam_size=1,
@@ -250,11 +252,17 @@ class _HeldText:
                     raise RuntimeError("CTranslate2 ended the text too early") from None
 
     def stop(self) -> None:
-        """Ends the text, and with it the wait of CTranslate2's thread."""
-        self._is_stopped = True
-        self.allow(1)
-        with contextlib.suppress(RuntimeError):  # which `token` has raised
-            self._result.result()
+        """Ends the text, if there is one."""
+        if self._result is not None:
+            self._is_stopped = True
+            self.allow(1)
+            with contextlib.suppress(RuntimeError):  # which `token` has raised
+                self._result.result()
+
+    def close(self) -> None:
+        """Ends the text and the thread, which would not outlive the interpreter."""
+        self.stop()
+        self._generator = None
 
 
 def _can_import(module: str) -> bool:

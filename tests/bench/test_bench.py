@@ -66,7 +66,9 @@ def test_all_take_their_turns() -> None:
 
 
 def test_floors_are_rates_of_this_machine() -> None:
-    measured = floors.measure_floors(1, (128,))
+    meter = floors.FloorMeter(1, (128,))
+    assert meter() > 0
+    measured = meter.floors
     assert measured.read_bytes_per_second > 1e8
     assert measured.record_bytes_per_second[128] > 1e6
     assert measured.multiply_adds_per_second > 1e7

@@ -19,7 +19,7 @@ import torch
 from terseformer import __version__, native
 from terseformer.accounting import account
 from terseformer.bench import rivals
-from terseformer.bench.floors import Floors, measure_floors
+from terseformer.bench.floors import FloorMeter, Floors
 from terseformer.bench.models import bytes_read, multiply_adds, random_model
 from terseformer.bench.parity import check_parity
 from terseformer.bench.timing import measured_in_turn, processor, spread
@@ -37,6 +37,7 @@ GROUPS: tuple[Group, ...] = ("800m", "17b", "17b-whole", "0.8b", "tiny")
 SOURCE = 16
 WARM_UP = 4
 TOKENS = 10
+_REST = 0.3
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,10 @@ def bench(
     threads = threads or default_threads()
     folder = folder or default_cache() / "bench"
     check_parity(threads)
-    floors = measure_floors(threads, (8192, 73728))
+    meter = FloorMeter(threads, (8192, 73728))
     rows: list[Row] = []
     for group in groups:
-        rows += _GROUPS[group](threads, folder, repetitions, floors)
+        rows += _GROUPS[group](threads, folder, repetitions, meter)
     return {
         "machine": {
             "processor": processor(),
@@ -173,7 +174,7 @@ def bench(
             "commit": _commit(),
             "missing": rivals.missing() if "0.8b" in groups else {},
         },
-        "floors": asdict(floors),
+        "floors": asdict(meter.floors),
         "rows": [asdict(row) for row in rows],
         "ratios": _ratios({(row.group, row.name): row for row in rows}),
     }
@@ -192,21 +193,21 @@ def tune(folder: Path | None = None, repetitions: int = 5) -> dict[int, float]:
     folder = folder or default_cache() / "bench"
     config = preset("scaling-800m-ff-qkv-loss")
     counts = range(1, native.physical_cores() + 1)
-    times = measured_in_turn([_Ours(config, "f32", count, folder) for count in counts], repetitions)
+    times = measured_in_turn([_Ours(config, "f32", count, folder) for count in counts], repetitions, rest=_REST)
     medians = {count: statistics.median(seconds) for count, seconds in zip(counts, times, strict=True)}
     remember(min(medians, key=lambda count: medians[count]))
     return medians
 
 
 def _measure(
-    group: str, runs: dict[str, Callable[[], float]], repetitions: int, floors: Floors, with_blocks: bool = False
+    group: str, runs: dict[str, Callable[[], float]], repetitions: int, meter: FloorMeter, with_blocks: bool = False
 ) -> list[Row]:
     """A row for each of some models, which take their turns."""
     halves = {name: run.half() for name, run in runs.items() if with_blocks and isinstance(run, _Ours)}
-    times = measured_in_turn([*runs.values(), *halves.values()], repetitions)
+    times = measured_in_turn([meter, *runs.values(), *halves.values()], repetitions, rest=_REST)[1:]
     half_times = dict(zip(halves, times[len(runs) :], strict=True))
     return [
-        _row(group, name, run, seconds, half_times.get(name), floors)
+        _row(group, name, run, seconds, half_times.get(name), meter.floors)
         for (name, run), seconds in zip(runs.items(), times, strict=False)
     ]
 
@@ -244,13 +245,13 @@ def _row(
     )
 
 
-def _800m(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+def _800m(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     names = ("dense", "ff", "qkv", "ff-qkv", "ff-qkv-loss")
     runs = {name: _Ours(preset(f"scaling-800m-{name}"), "f32", threads, folder) for name in names}
-    return _measure("800m", dict(runs), repetitions, floors, with_blocks=True)
+    return _measure("800m", dict(runs), repetitions, meter, with_blocks=True)
 
 
-def _17b(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+def _17b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     """One block each, with a vocabulary of 16: the dense model as a whole does not fit the memory that is usual."""
     runs = {}
     for name in ("dense", "ff-qkv"):
@@ -258,14 +259,14 @@ def _17b(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[R
             preset(f"scaling-17b-{name}"), num_hidden_layers=1, vocab_size=16, max_position_embeddings=SOURCE * 4
         )
         runs[f"{name}, one block"] = _Ours(config, "f32", threads, folder)
-    return _measure("17b", dict(runs), repetitions, floors)
+    return _measure("17b", dict(runs), repetitions, meter)
 
 
-def _17b_whole(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+def _17b_whole(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     """The sparse model with 14 blocks, which make 17 billion parameters without an encoder."""
     config = replace(preset("scaling-17b-ff-qkv"), num_hidden_layers=14)
     run = _Ours(config, "int8", threads, folder)
-    (row,) = _measure("17b-whole", {"ff-qkv int8": run}, repetitions, floors)
+    (row,) = _measure("17b-whole", {"ff-qkv int8": run}, repetitions, meter)
     return [replace(row, resident_gigabytes=_resident_bytes() / 1e9)]
 
 
@@ -275,7 +276,7 @@ def _resident_bytes() -> int:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
 
-def _08b(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+def _08b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     dense, sparse = preset("decoder-0.8b-dense"), preset("decoder-0.8b-ff-qkv-loss")
     feed_forward = dense.feed_forward
     assert isinstance(feed_forward, DenseFeedForwardConfig)
@@ -288,9 +289,10 @@ def _08b(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[R
         dense.max_position_embeddings,
     )
     runs: dict[str, Callable[[], float]] = {}
-    for name, config in (("dense", dense), ("sparse", sparse)):
-        for dtype in ("f32", "bf16", "int8"):
-            runs[f"{name} {dtype}"] = _Ours(config, dtype, threads, folder)
+    for dtype in ("f32", "int8"):
+        runs[f"dense {dtype}"] = _Ours(dense, dtype, threads, folder)
+    for dtype in ("f32", "bf16", "int8"):
+        runs[f"sparse {dtype}"] = _Ours(sparse, dtype, threads, folder)
     missing = rivals.missing()
     if "llama-cpp-python" not in missing and "gguf" not in missing:
         for quantisation in ("F32", "Q8_0", "Q4_0"):
@@ -298,13 +300,13 @@ def _08b(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[R
     if "ctranslate2" not in missing:
         runs["CTranslate2 int8"] = _Rival(rivals.ctranslate2(sizes, threads, folder))
     runs["PyTorch f32"] = _Rival(_PyTorch(dense, threads))
-    return _measure("0.8b", runs, repetitions, floors)
+    return _measure("0.8b", runs, repetitions, meter)
 
 
-def _tiny(threads: int, folder: Path, repetitions: int, floors: Floors) -> list[Row]:
+def _tiny(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     config = replace(preset("tiny"), max_position_embeddings=64)
     runs = {f"{count} threads": _Ours(config, "f32", count, folder) for count in sorted({1, threads})}
-    return _measure("tiny", dict(runs), 5 * repetitions, floors)
+    return _measure("tiny", dict(runs), 5 * repetitions, meter)
 
 
 _GROUPS = {"800m": _800m, "17b": _17b, "17b-whole": _17b_whole, "0.8b": _08b, "tiny": _tiny}

@@ -9,12 +9,11 @@ import numpy as np
 from terseformer import native
 
 _READ_BYTES = 1 << 30
-_ROUNDS = 15
 
 
 @dataclass(frozen=True)
 class Floors:
-    """Rates of all threads together, the best of some rounds."""
+    """Rates of all threads together."""
 
     read_bytes_per_second: float
     """Of one long stream for each thread."""
@@ -28,24 +27,34 @@ class Floors:
         return max(num_bytes / self.read_bytes_per_second, multiply_adds / self.multiply_adds_per_second)
 
 
-def measure_floors(threads: int, record_bytes: tuple[int, ...] = ()) -> Floors:
-    """Measures the rates of this machine at this moment.
+class FloorMeter:
+    """Measures the rates of this machine, the best of all rounds; neighbours on a shared machine come and go.
 
     Args:
         threads: threads that read and multiply together.
         record_bytes: sizes of records whose rate is measured too, multiples of 64.
     """
-    machine = native.Floors(threads)
-    data = np.ones(_READ_BYTES // 4, np.float32)
-    generator = np.random.default_rng(0)
-    records = {}
-    for size in record_bytes:
-        order = generator.permutation(_READ_BYTES // size).astype(np.int32)
-        taken = min(machine.read_records(data, size // 4, order) for _ in range(_ROUNDS))
-        records[size] = len(order) * size / taken
-    rates = (machine.multiply(10_000_000) for _ in range(_ROUNDS))
-    return Floors(
-        read_bytes_per_second=data.nbytes / min(machine.read(data) for _ in range(_ROUNDS)),
-        record_bytes_per_second=records,
-        multiply_adds_per_second=max(count / seconds for seconds, count in rates),
-    )
+
+    def __init__(self, threads: int, record_bytes: tuple[int, ...] = ()) -> None:
+        self._machine = native.Floors(threads)
+        self._data = np.ones(_READ_BYTES // 4, np.float32)
+        generator = np.random.default_rng(0)
+        self._orders = {n: generator.permutation(_READ_BYTES // n).astype(np.int32) for n in record_bytes}
+        self._read, self._multiply = 0.0, 0.0
+        self._records = dict.fromkeys(record_bytes, 0.0)
+
+    def __call__(self) -> float:
+        """Measures once more; gives the seconds that it took to read."""
+        seconds = self._machine.read(self._data)
+        self._read = max(self._read, self._data.nbytes / seconds)
+        for size, order in self._orders.items():
+            taken = self._machine.read_records(self._data, size // 4, order)
+            self._records[size] = max(self._records[size], len(order) * size / taken)
+        taken, count = self._machine.multiply(10_000_000)
+        self._multiply = max(self._multiply, count / taken)
+        return seconds
+
+    @property
+    def floors(self) -> Floors:
+        """The best so far."""
+        return Floors(self._read, self._records, self._multiply)

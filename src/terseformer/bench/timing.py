@@ -19,11 +19,22 @@ def in_turn(runs: Sequence[Callable[[], object]], repetitions: int, warm_up: int
     return measured_in_turn([lambda run=run: seconds(run) for run in runs], repetitions, warm_up)
 
 
-def measured_in_turn(runs: Sequence[Callable[[], float]], repetitions: int, warm_up: int = 1) -> list[list[float]]:
-    """What each run says that it took, all of them once a round."""
+def measured_in_turn(
+    runs: Sequence[Callable[[], float]], repetitions: int, warm_up: int = 1, rest: float = 0.0
+) -> list[list[float]]:
+    """What each run says that it took, all of them once a round.
+
+    Args:
+        runs: give seconds.
+        repetitions: rounds that count.
+        warm_up: rounds before them.
+        rest: seconds before each run, in which the threads of the one before it come to rest; most libraries' threads
+            spin for a while, and would take the cores from the next.
+    """
     times: list[list[float]] = [[] for _ in runs]
     for round_number in range(warm_up + repetitions):
         for index, run in enumerate(runs):
+            time.sleep(rest)
             taken = run()
             if round_number >= warm_up:
                 times[index].append(taken)

@@ -10,8 +10,6 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include <set>
-
 #include "cores.h"
 #include "engine.h"
 #include "floors.h"
@@ -71,6 +69,13 @@ nb::object numpy(std::vector<float> values) {
     return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(kept->data(), {kept->size()}, owner));
 }
 
+void require_size(const Floats& logits, std::size_t vocab_size) {
+    if (logits.size() != vocab_size) {
+        throw std::invalid_argument("there must be " + std::to_string(vocab_size) + " logits, not " +
+                                    std::to_string(logits.size()));
+    }
+}
+
 // The bytes of each token.
 struct Pieces {
     std::vector<std::string> bytes;
@@ -102,9 +107,7 @@ NB_MODULE(_native, m) {
 
     nb::class_<LoadedModel>(m, "Model")
         .def(nb::init<std::map<std::string, terse::Options::Value>, std::map<std::string, Array>>(), "options"_a,
-             "tensors"_a)
-        .def_prop_ro("max_positions", [](const LoadedModel& self) { return self.model->max_positions(); })
-        .def_prop_ro("vocab_size", [](const LoadedModel& self) { return self.model->vocab_size(); });
+             "tensors"_a);
 
     nb::class_<terse::Session>(m, "Session")
         .def("__init__",
@@ -117,16 +120,26 @@ NB_MODULE(_native, m) {
                  new (self) terse::Session(model.model->session_shape(), capacity, poison);
              },
              "model"_a, "capacity"_a, "poison"_a = false)
-        .def("fork", [](const terse::Session& self) { return std::make_unique<terse::Session>(self); })
-        .def("save", [](const terse::Session& self) { return numpy(self.save()); })
+        .def("fork",
+             [](terse::Session& self) {
+                 const terse::Session::Use use(self);
+                 return std::make_unique<terse::Session>(self);
+             })
+        .def("save",
+             [](terse::Session& self) {
+                 const terse::Session::Use use(self);
+                 return numpy(self.save());
+             })
         .def("restore",
              [](terse::Session& self, const Floats& saved, int length) {
+                 const terse::Session::Use use(self);
                  self.restore(saved.data(), saved.size(), length);
              },
              "saved"_a, "length"_a)
         .def_prop_ro("length", &terse::Session::length)
         .def_prop_ro("capacity", &terse::Session::capacity)
         .def_prop_ro("logits", [](terse::Session& self) {
+            const terse::Session::Use use(self);
             return numpy({self.logits(), self.logits() + self.shape().vocab_size});
         });
 
@@ -141,9 +154,15 @@ NB_MODULE(_native, m) {
     nb::class_<terse::Sampler>(m, "Sampler")
         .def(nb::init<const terse::Sampling&, int>(), "sampling"_a, "vocab_size"_a)
         .def("see", &terse::Sampler::see, "token"_a)
-        .def("next", [](terse::Sampler& self, const Floats& logits) { return self.next(logits.data()); }, "logits"_a)
+        .def("next",
+             [](terse::Sampler& self, const Floats& logits) {
+                 require_size(logits, self.vocab_size());
+                 return self.next(logits.data());
+             },
+             "logits"_a)
         .def("distribution",
              [](terse::Sampler& self, const Floats& logits) -> nb::object {
+                 require_size(logits, self.vocab_size());
                  std::vector<float> probabilities(logits.size());
                  return self.distribution(logits.data(), probabilities.data()) ? numpy(std::move(probabilities))
                                                                               : nb::none();
@@ -193,6 +212,9 @@ NB_MODULE(_native, m) {
                  std::vector<std::string> bytes;
                  for (const nb::bytes& stop : stops) {
                      bytes.emplace_back(stop.c_str(), stop.size());
+                 }
+                 if (max_tokens < 1) {
+                     throw std::invalid_argument("max_tokens must be at least 1, not " + std::to_string(max_tokens));
                  }
                  if (!bytes.empty() && pieces.bytes.size() != static_cast<std::size_t>(session.shape().vocab_size)) {
                      throw std::invalid_argument("stop strings need the bytes of every token");

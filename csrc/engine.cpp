@@ -101,6 +101,9 @@ std::vector<std::vector<std::int32_t>> Engine::write(const std::vector<Writer*>&
     const auto end = std::chrono::steady_clock::now() + time;
     std::vector<Writer*> active;
     for (Writer* const writer : writers) {
+        if (writer->pending_ >= 0 && writer->session_.length() >= writer->session_.capacity()) {
+            writer->finish_ = Finish::length;  // the caller has read something else in the meantime
+        }
         if (writer->finish_ == Finish::no) {
             active.push_back(writer);
         }

@@ -49,7 +49,6 @@ public:
 
     const Model& model() const { return *model_; }
     int threads() const { return team_.size(); }
-    int max_runs() const { return work_.runs; }
 
     // Reads tokens into a session; its logits are then those of the next token. With `logits`, [count][vocab_size], all
     // of them are kept. Throws std::invalid_argument when a token is unknown or the session is full.

@@ -113,7 +113,6 @@ public:
           groups_(groups),
           choices_(choices),
           span_(span),
-          rank_(rank),
           scaled_(scaled),
           units_(builder, name, groups * choices * span, size),
           bias_(builder.tensors.floats(name + ".bias", {size})),
@@ -249,7 +248,7 @@ private:
         }
     }
 
-    int size_, groups_, choices_, span_, rank_;
+    int size_, groups_, choices_, span_;
     bool scaled_;
     Units units_;
     const float* bias_;

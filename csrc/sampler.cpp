@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 #include "kernels.h"
 
@@ -24,6 +25,10 @@ Sampler::Sampler(const Sampling& sampling, int vocab_size)
 }
 
 void Sampler::see(std::int32_t token) {
+    if (token < 0 || static_cast<std::size_t>(token) >= scores_.size()) {
+        throw std::invalid_argument("the token " + std::to_string(token) + " is not in [0, " +
+                                    std::to_string(scores_.size()) + ")");
+    }
     if (!seen_.empty()) {
         seen_[static_cast<std::size_t>(token)] = 1;
     }

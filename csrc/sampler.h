@@ -1,6 +1,7 @@
 // From logits to the next token. The steps and their order are those of sampling.py.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -21,7 +22,10 @@ public:
     Sampler(const Sampling& sampling, int vocab_size);
 
     // Counts a token of the prompt or of the text for the repetition penalty.
+    // Throws std::invalid_argument when there is no such token.
     void see(std::int32_t token);
+
+    std::size_t vocab_size() const { return scores_.size(); }
 
     // Draws a token, or gives -1 when the logits have NaN or no finite largest.
     std::int32_t next(const float* logits);

@@ -37,8 +37,6 @@ public:
         return static_cast<const float*>(get(name, Dtype::f32, shape));
     }
 
-    bool has(const std::string& name) const { return tensors_.contains(name); }
-
 private:
     std::map<std::string, Tensor> tensors_;
 };

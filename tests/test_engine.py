@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from quantised import as_numpy, rounded
 from runs import DENSE, SPARSE
 from terseformer import generation, native
-from terseformer.config import ConfigError, ModelConfig, SRUConfig
+from terseformer.config import ConfigError, DenseFeedForwardConfig, ModelConfig, SRUConfig
 from terseformer.data import train_tokenizer
 from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine, Session
 from terseformer.layout import DTYPES, Dtype
@@ -29,14 +29,16 @@ from terseformer.tensorfile import TensorFileError
 from variants import DISTINCT, VARIANTS, make_model
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}
-INT8_ERROR = 0.1
-"""Bound of int8's root mean square error over the logits' deviation, where the weights are the same: what rounding the
-inputs of each matrix to 8 bits makes of untrained models, by turning some of their choices above all."""
+INT8_ERROR, INT8_ERROR_OF_CHOICES = 0.03, 0.1
+"""Bounds of int8's root mean square error over the logits' deviation, where the weights are the same: what rounding the
+inputs of each matrix to 8 bits makes of untrained models; more where it turns a controller's choice."""
 
 
-def check_logits(got: np.ndarray, expected: np.ndarray, dtype: Dtype) -> None:
+def check_logits(got: np.ndarray, expected: np.ndarray, config: ModelConfig, dtype: Dtype) -> None:
     if dtype == "int8":
-        assert np.sqrt(np.mean((got - expected) ** 2)) < INT8_ERROR * expected.std()
+        chooses = not isinstance(config.feed_forward, DenseFeedForwardConfig)
+        bound = INT8_ERROR_OF_CHOICES if chooses else INT8_ERROR
+        assert np.sqrt(np.mean((got - expected) ** 2)) < bound * expected.std()
     else:
         assert_close(got, expected, **TOLERANCE)
 
@@ -72,14 +74,14 @@ def test_parity_of_logits(name: str, dtype: Dtype, tmp_path: Path) -> None:
     expected = torch_logits(model, tokens).numpy()
     for threads in (1, 2):
         engine = Engine(packed, threads=threads, poison=True)
-        check_logits(engine.logits(tokens), expected, dtype)
+        check_logits(engine.logits(tokens), expected, config, dtype)
         for sizes in ([1] * len(tokens), [3, 1, 4, len(tokens) - 8]):
             session = engine.new_session()
             parts, rest = [], tokens
             for size in sizes:
                 parts.append(engine.logits(rest[:size], session))
                 rest = rest[size:]
-            check_logits(np.concatenate(parts), expected, dtype)
+            check_logits(np.concatenate(parts), expected, config, dtype)
             assert_close(session.logits, parts[-1][-1], **TOLERANCE)
 
 
@@ -262,6 +264,24 @@ def test_what_does_not_fit(speaker, tmp_path: Path) -> None:
         other.load_session(tmp_path / "session")
     with pytest.raises(GenerationError, match="2 seeds for 1 prompts"):
         engine.generate("the cat", seeds=[1, 2])
+
+
+def test_what_a_caller_may_do_to_a_session_in_between(speaker) -> None:
+    """Fill it behind a writer's back, or write nonsense among its tokens: neither may reach beyond its memory."""
+    _, engine = speaker
+    session = engine.new_session(8)
+    writer = engine.start(session, [1, 2], SamplingConfig(temperature=0.0, max_new_tokens=10**12))
+    assert len(engine.write([writer], steps=1)[0]) == 1
+    engine.read(session, [3] * 6)
+    assert (engine.write([writer]), writer.finish) == ([[]], "length")
+    other = engine.new_session()
+    other.tokens = [1 << 30]
+    with pytest.raises(GenerationError, match="the token 1073741824"):
+        engine.start(other, [1], SamplingConfig(repetition_penalty=2.0))
+    engine.read(whole := engine.new_session(), [1, 2])
+    whole.tokens = [1, 1 << 30]
+    with pytest.raises(GenerationError, match="the token 1073741824"):
+        engine.start(whole, [1], SamplingConfig(repetition_penalty=2.0))
 
 
 def test_a_session_that_is_in_use_is_refused(speaker) -> None:

@@ -19,7 +19,7 @@ from terseformer.drawing import new_generator, sample
 from terseformer.generation import generate, generate_tokens, stream
 from terseformer.model import CausalLM
 from terseformer.sampling import GenerationError, SamplingConfig
-from terseformer.text import Detokenizer, Generation, StopStrings
+from terseformer.text import Detokenizer, Generation, StopStrings, token_bytes
 from variants import MAX_POSITION, VARIANTS, make_model
 
 MODULE = sys.modules["terseformer.generation"]
@@ -330,3 +330,15 @@ def test_stop_strings_however_the_text_is_divided(pieces, stops):
         assert not any(so_far[at:] and s.startswith(so_far[at:]) for s in stops for at in range(len(out)))
     out += stop.flush() if not stop.found else ""
     assert (out, stop.found) == cut(text, stops)
+
+
+def test_token_bytes_are_those_of_the_text() -> None:
+    text = "The cat, über 你好 🙂\n\x00\xad\xa0"
+    tokenizer = train_tokenizer([text] * 3, 300)
+    pieces = token_bytes(tokenizer, 300)
+    assert pieces is not None
+    assert b"".join(pieces[token] for token in tokenizer.encode(text).ids) == text.encode()
+    assert pieces[0] == b""
+    foreign = Tokenizer(models.BPE({"你": 0}, []))
+    foreign.decoder = decoders.ByteLevel()
+    assert token_bytes(foreign, 1) is None

@@ -53,6 +53,16 @@ def test_logits_that_are_not_finite_give_no_token(value: float) -> None:
     assert make_sampler(3).distribution(logits) is None
 
 
+def test_sizes_and_tokens_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="there must be 3 logits, not 2"):
+        make_sampler(3).next(np.zeros(2, np.float32))
+    with pytest.raises(ValueError, match="there must be 3 logits, not 4"):
+        make_sampler(3).distribution(np.zeros(4, np.float32))
+    for token in (-1, 3):
+        with pytest.raises(ValueError, match=rf"the token {token} is not in \[0, 3\)"):
+            make_sampler(3, repetition_penalty=2.0).see(token)
+
+
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = make_sampler(4, seed=3)

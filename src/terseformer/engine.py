@@ -22,7 +22,7 @@ from terseformer.pack import Packed, load_packed, pack
 from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig
 from terseformer.tensorfile import Declared, TensorFileError
 from terseformer.text import FinishReason, Generation, TextWriter, end_of_text_ids, token_bytes
-from terseformer.threads import default_threads
+from terseformer.threads import MAX_THREADS, default_threads
 
 MAX_ROWS = 128
 """Tokens that pass through the model together when a prompt is read."""
@@ -105,8 +105,8 @@ class Engine:
     ) -> None:
         self.config, self.dtype, self.tokenizer, self._packed = packed.config, packed.dtype, tokenizer, packed
         self.threads = default_threads() if threads is None else threads
-        if not 1 <= self.threads <= 1024:
-            raise ConfigError(f"threads must lie in [1, 1024], not {self.threads}")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise ConfigError(f"threads must lie in [1, {MAX_THREADS}], not {self.threads}")
         self._poison = poison
         options = dict(_flat(to_dict(packed.config))) | {"dtype": packed.dtype}
         self._model = native.Model(options, packed.arrays)
@@ -225,12 +225,15 @@ class Engine:
         writer = native.Writer(
             session._state,
             self._sampling(sampling, sampling.seed if seed is None else seed),
-            sampling.max_new_tokens,
+            min(sampling.max_new_tokens, session.capacity),
             end_of_text_ids(self.tokenizer) if self.tokenizer else [],
             [stop.encode() for stop in sampling.stop] if self._token_bytes else [],
             self._pieces,
         )
-        writer.see(_ids(session.tokens))
+        try:
+            writer.see(_ids(session.tokens))
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
         return writer
 
     def write(

@@ -56,9 +56,13 @@ def pack(checkpoint: Path | str, dtype: Dtype = "f32") -> Path:
     stamp = f"{source.stat().st_size}:{source.stat().st_mtime_ns}"
     if _stamp(path) != stamp:
         try:
-            write_packed(path, config, dtype, _StateDict(source), stamp)
+            weights = _StateDict(source)
         except TensorFileError as error:
             raise PackError(f"{error}; {instead(folder)}") from None
+        try:
+            write_packed(path, config, dtype, weights, stamp)
+        except TensorFileError as error:
+            raise PackError(f"{error}; make room or the folder writable, or decode with --backend torch") from None
     return path
 
 

@@ -43,7 +43,7 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
     """
     if (json.loads(tokenizer.to_str()).get("decoder") or {}).get("type") != "ByteLevel":
         return None
-    printable = [b for b in range(256) if chr(b).isprintable() and b not in (0x20, 0xAD)]  # GPT-2's table
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]  # GPT-2's table
     others = [b for b in range(256) if b not in printable]
     byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
     added = tokenizer.get_added_tokens_decoder()
@@ -52,7 +52,10 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
         if token in added:
             pieces.append(b"" if added[token].special else added[token].content.encode())
         else:
-            pieces.append(bytes(byte_of[c] for c in tokenizer.id_to_token(token) or ""))
+            letters = tokenizer.id_to_token(token) or ""
+            if not set(letters) <= byte_of.keys():
+                return None
+            pieces.append(bytes(byte_of[letter] for letter in letters))
     return pieces
 
 

@@ -144,6 +144,8 @@ public:
     }
 
 private:
+    static constexpr int kSoon = 2;  // units that are on their way
+
     // A group's choice in a row and what its units are multiplied by, which takes the place of the group's logits.
     std::pair<int, float> choose(Context& context, int row, int group) const {
         const float* const logits =
@@ -163,7 +165,7 @@ private:
     int unit(int group, int choice, int i) const { return (group * choices_ + choice) * span_ + i; }
 
     // One row: each worker adds up its share of the chosen units, then all add the sums. While a unit is computed, the
-    // next one is on its way: first columns of the first matrix, then, of those that are active, rows of the second.
+    // next ones are on their way: first columns of the first matrix, then, of those that are active, rows of the second.
     void one(Context& context, const float* x) const {
         const Worker& worker = context.worker;
         const Range slots = worker.share(groups_ * span_);
@@ -184,16 +186,16 @@ private:
         }
         int active = 0;
         for (int i = 0; i < count; ++i) {
-            const float value = units_.dot(chosen[i], x, i + 1 < count ? units_.up(chosen[i + 1]) : nullptr);
-            if (!(value <= 0.0f)) {  // NaN goes on
-                chosen[active] = chosen[i];
-                factors[active++] = value * factors[i];
-            }
+            const char* const next = i + kSoon < count ? units_.up(chosen[i + kSoon]) : nullptr;
+            const float value = units_.dot(chosen[i], x, next);
+            chosen[active] = chosen[i];
+            factors[active] = value * factors[i];
+            active += !(value <= 0.0f);  // without a branch, which would be guessed wrong half the time; NaN goes on
         }
         float* const partial = context.partial(worker.index());
         std::fill(partial, partial + size_, 0.0f);
         for (int i = 0; i < active; ++i) {
-            const char* const next = i + 1 < active ? units_.down(chosen[i + 1]) : nullptr;
+            const char* const next = i + kSoon < active ? units_.down(chosen[i + kSoon]) : nullptr;
             units_.axpy(chosen[i], factors[i], partial, 0, size_, next);
         }
         context.worker.barrier();

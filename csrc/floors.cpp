@@ -39,7 +39,8 @@ double Floors::read_records(const float* data, std::size_t record, const std::in
         const Range range = worker.share(count);
         float total = 0;
         for (int i = range.begin; i < range.end; ++i) {
-            const float* const next = i + 1 < range.end ? data + static_cast<std::size_t>(order[i + 1]) * record : nullptr;
+            const int soon = i + 2;
+            const float* const next = soon < range.end ? data + static_cast<std::size_t>(order[soon]) * record : nullptr;
             total += kernels().sum(data + static_cast<std::size_t>(order[i]) * record, record, next);
         }
         return total;

@@ -64,9 +64,10 @@ inline void finish(const MatmulTask& task, int panel, int row, const Floats (&su
     }
 }
 
-// Where one row reads a matrix, memory sets the pace: what lies so many bytes ahead is asked for, which is further than
-// the processor does by itself.
-constexpr int kAhead = 16384;
+// Up to so many rows memory sets the pace, and it is fastest where all panels are one stream. More rows take several
+// panels together, so that each input that was loaded serves them all.
+template <typename Weight>
+constexpr int kStreaming = sizeof(Weight) == 1 ? 8 : 1;
 
 template <typename Weight, int Panels, int Rows>
 void matmul_tile(const MatmulTask& task, int panel, int row) {
@@ -77,10 +78,6 @@ void matmul_tile(const MatmulTask& task, int panel, int row) {
     const float* segment = task.x + row * task.x_row;
     const auto step = [&](const float* x, int chain) {
         for (int p = 0; p < Panels; ++p) {
-            if constexpr (Rows == 1) {
-                const Weight* const from = weights + static_cast<std::size_t>(p) * panel_size;
-                __builtin_prefetch(reinterpret_cast<const char*>(from) + kAhead, 0, 2);
-            }
             for (int v = 0; v < kVectors; ++v) {
                 const Floats w = load(weights + static_cast<std::size_t>(p) * panel_size + v * kLanes);
                 for (int r = 0; r < Rows; ++r) {
@@ -182,8 +179,11 @@ void matmul_rows(const MatmulTask& task, int panel, int row, int rows) {
 
 template <typename Weight, int Panels>
 void matmul_panels(const MatmulTask& task, int panel, int first_row, int last_row) {
-    for (int row = first_row; row < last_row; row += kTileRows) {
-        const int rows = last_row - row < kTileRows ? last_row - row : kTileRows;
+    const int count = last_row - first_row;
+    const int tiles = (count + kTileRows - 1) / kTileRows;
+    const int most = tiles == 0 ? 1 : (count + tiles - 1) / tiles;  // tiles of one size: a small one computes slowly
+    for (int row = first_row; row < last_row; row += most) {
+        const int rows = last_row - row < most ? last_row - row : most;
         matmul_rows<Weight, Panels, kTileRows>(task, panel, row, rows);
     }
 }
@@ -191,8 +191,10 @@ void matmul_panels(const MatmulTask& task, int panel, int first_row, int last_ro
 template <typename Weight>
 void matmul(const MatmulTask& task, int first_panel, int last_panel, int first_row, int last_row) {
     int panel = first_panel;
-    for (; panel + kTilePanels <= last_panel; panel += kTilePanels) {
-        matmul_panels<Weight, kTilePanels>(task, panel, first_row, last_row);
+    if (last_row - first_row > kStreaming<Weight>) {
+        for (; panel + kTilePanels <= last_panel; panel += kTilePanels) {
+            matmul_panels<Weight, kTilePanels>(task, panel, first_row, last_row);
+        }
     }
     for (; panel < last_panel; ++panel) {
         matmul_panels<Weight, 1>(task, panel, first_row, last_row);
@@ -401,25 +403,27 @@ void silu_multiply(const float* gate, float* y, int n) {
 }
 
 int argmax(const float* x, int n) {
-    Floats largest = broadcast(x[0]);
+    int best = 0;
     int i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-        const Floats v = load(x + i);
-        largest = v > largest ? v : largest;
-    }
-    float best = x[0];
-    for (int lane = 0; lane < kLanes; ++lane) {
-        best = largest[lane] > best ? largest[lane] : best;
-    }
-    for (; i < n; ++i) {
-        best = x[i] > best ? x[i] : best;
-    }
-    for (i = 0; i < n; ++i) {
-        if (x[i] == best) {
-            return i;
+    if (n >= kLanes) {
+        Floats largest = load(x);
+        Ints at = {};  // where each lane's largest begins
+        for (i = kLanes; i + kLanes <= n; i += kLanes) {
+            const Floats v = load(x + i);
+            at = v > largest ? Ints{} + i : at;
+            largest = v > largest ? v : largest;
+        }
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const int place = at[lane] + lane;
+            if (x[place] > x[best] || (x[place] == x[best] && place < best)) {
+                best = place;
+            }
         }
     }
-    return 0;  // the first is NaN
+    for (; i < n; ++i) {
+        best = x[i] > x[best] ? i : best;
+    }
+    return best;
 }
 
 float sum_at_the_speed_of_memory(const float* x, std::size_t n, const float* next) {

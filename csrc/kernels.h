@@ -53,7 +53,7 @@ struct MatmulTask {
 
 struct Kernels {
     using Matmul = void (*)(const MatmulTask&, int first_panel, int last_panel, int first_row, int last_row);
-    // `next` is read soon: as many bytes from there on are asked for meanwhile.
+    // `next` is read soon: as many bytes from there on are asked for meanwhile, a few at a time.
     using Dot = float (*)(const void* weights, const float* x, int n, const void* next);
     using Axpy = void (*)(const void* weights, float factor, float* y, int n, const void* next);
 

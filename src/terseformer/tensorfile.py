@@ -6,8 +6,10 @@ the memory is. The format is the library's: https://github.com/huggingface/safet
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -58,10 +60,9 @@ def read(path: Path) -> TensorFile:
         TensorFileError: it is missing, truncated, damaged or holds other types of numbers.
     """
     try:
-        size = path.stat().st_size
-        data = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+        data = _map(path)
         length = int.from_bytes(data[:8].tobytes(), "little")
-        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        if not 2 <= length <= min(_MAX_HEADER, len(data) - 8):
             raise ValueError("it is truncated or no safetensors file")
         header = json.loads(data[8 : 8 + length].tobytes())
         metadata = header.pop("__metadata__", {})
@@ -74,6 +75,18 @@ def read(path: Path) -> TensorFile:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TensorFileError(f"{path} is damaged: {error}") from None
     return TensorFile(metadata, declared, arrays)
+
+
+def _map(path: Path) -> np.ndarray:
+    """A file's bytes; in pages of 2 MB where the kernel has them, so that few addresses need to be looked up."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return np.empty(0, np.uint8)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapped, np.uint8)
 
 
 def _view(data: np.ndarray, declared: Declared, begin: int, end: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,9 +59,9 @@ class Row:
     """What a token must read, of weights, keys and values."""
     million_multiply_adds: float | None = None
     floor_milliseconds: float | None = None
-    """The time that reading or multiplying that takes on this machine at least."""
+    """The time that reading or multiplying that takes on this machine at least, measured before each turn."""
     floor_fraction: float | None = None
-    """The floor's part of the time."""
+    """The floor's part of the time, of each turn."""
     resident_gigabytes: float | None = None
     """Memory in use, where that is the question."""
 
@@ -174,7 +174,7 @@ def bench(
             "commit": _commit(),
             "missing": rivals.missing() if "0.8b" in groups else {},
         },
-        "floors": asdict(meter.floors),
+        "floors": asdict(meter.floors) | {"read_spread": meter.read_spread},
         "rows": [asdict(row) for row in rows],
         "ratios": _ratios({(row.group, row.name): row for row in rows}),
     }
@@ -199,49 +199,57 @@ def tune(folder: Path | None = None, repetitions: int = 5) -> dict[int, float]:
     return medians
 
 
+class _Turns:
+    """One of our models; before each turn the floors are measured, since a shared machine is not the same for long."""
+
+    def __init__(self, run: _Ours, meter: FloorMeter) -> None:
+        self.run, self.meter = run, meter
+        self.floors: list[Floors] = []
+
+    def __call__(self) -> float:
+        """Seconds per token."""
+        self.floors.append(self.meter())
+        time.sleep(_REST)
+        return self.run()
+
+
 def _measure(
-    group: str, runs: dict[str, Callable[[], float]], repetitions: int, meter: FloorMeter, with_blocks: bool = False
+    group: str, runs: dict[str, _Ours | _Rival], repetitions: int, meter: FloorMeter, with_blocks: bool = False
 ) -> list[Row]:
     """A row for each of some models, which take their turns."""
+    turns = {name: _Turns(run, meter) if isinstance(run, _Ours) else run for name, run in runs.items()}
     halves = {name: run.half() for name, run in runs.items() if with_blocks and isinstance(run, _Ours)}
-    times = measured_in_turn([meter, *runs.values(), *halves.values()], repetitions, rest=_REST)[1:]
+    times = measured_in_turn([*turns.values(), *halves.values()], repetitions, rest=_REST)
     half_times = dict(zip(halves, times[len(runs) :], strict=True))
     return [
-        _row(group, name, run, seconds, half_times.get(name), meter.floors)
-        for (name, run), seconds in zip(runs.items(), times, strict=False)
+        _our_row(group, name, turn, seconds, half_times.get(name))
+        if isinstance(turn, _Turns)
+        else Row(group, name, 0, 1e3 * statistics.median(seconds), spread(seconds))
+        for (name, turn), seconds in zip(turns.items(), times, strict=False)
     ]
 
 
-def _row(
-    group: str,
-    name: str,
-    run: Callable[[], float],
-    seconds: Sequence[float],
-    half: Sequence[float] | None,
-    floors: Floors,
-) -> Row:
-    median = statistics.median(seconds)
-    if not isinstance(run, _Ours):
-        return Row(group, name, 0, 1e3 * median, spread(seconds))
+def _our_row(group: str, name: str, turns: _Turns, seconds: Sequence[float], half: Sequence[float] | None) -> Row:
+    config, run = turns.run.config, turns.run
     context = SOURCE + WARM_UP + TOKENS // 2
-    num_bytes, macs = bytes_read(run.config, run.dtype, context), multiply_adds(run.config, context)
-    floor = floors.seconds(num_bytes, macs)
+    num_bytes, macs = bytes_read(config, run.dtype, context), multiply_adds(config, context)
+    floors = [floors.seconds(num_bytes, macs) for floors in turns.floors[-len(seconds) :]]
     block = None
     if half is not None:
         difference = statistics.median(whole - part for whole, part in zip(seconds, half, strict=True))
-        block = 1e3 * difference / (run.config.num_hidden_layers - run.config.num_hidden_layers // 2)
+        block = 1e3 * difference / (config.num_hidden_layers - config.num_hidden_layers // 2)
     return Row(
         group,
         name,
-        account(run.config).parameters,
-        1e3 * median,
+        account(config).parameters,
+        1e3 * statistics.median(seconds),
         spread(seconds),
         first_token_milliseconds=1e3 * statistics.median(run.first),
         block_milliseconds=block,
         megabytes=num_bytes / 1e6,
         million_multiply_adds=macs / 1e6,
-        floor_milliseconds=1e3 * floor,
-        floor_fraction=floor / median,
+        floor_milliseconds=1e3 * statistics.median(floors),
+        floor_fraction=statistics.median(floor / taken for floor, taken in zip(floors, seconds, strict=True)),
     )
 
 
@@ -288,7 +296,7 @@ def _08b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> lis
         feed_forward.intermediate_size,
         dense.max_position_embeddings,
     )
-    runs: dict[str, Callable[[], float]] = {}
+    runs: dict[str, _Ours | _Rival] = {}
     for dtype in ("f32", "int8"):
         runs[f"dense {dtype}"] = _Ours(dense, dtype, threads, folder)
     for dtype in ("f32", "bf16", "int8"):

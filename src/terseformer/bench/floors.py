@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
 
 from terseformer import native
+from terseformer.bench.timing import spread
 
-_READ_BYTES = 1 << 30
+_READ_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Floors:
 
 
 class FloorMeter:
-    """Measures the rates of this machine, the best of all rounds; neighbours on a shared machine come and go.
+    """Measures the rates of this machine.
 
     Args:
         threads: threads that read and multiply together.
@@ -40,21 +42,30 @@ class FloorMeter:
         self._data = np.ones(_READ_BYTES // 4, np.float32)
         generator = np.random.default_rng(0)
         self._orders = {n: generator.permutation(_READ_BYTES // n).astype(np.int32) for n in record_bytes}
-        self._read, self._multiply = 0.0, 0.0
-        self._records = dict.fromkeys(record_bytes, 0.0)
+        self._readings: list[Floors] = []
 
-    def __call__(self) -> float:
-        """Measures once more; gives the seconds that it took to read."""
-        seconds = self._machine.read(self._data)
-        self._read = max(self._read, self._data.nbytes / seconds)
-        for size, order in self._orders.items():
-            taken = self._machine.read_records(self._data, size // 4, order)
-            self._records[size] = max(self._records[size], len(order) * size / taken)
-        taken, count = self._machine.multiply(10_000_000)
-        self._multiply = max(self._multiply, count / taken)
-        return seconds
+    def __call__(self) -> Floors:
+        """Measures once."""
+        read = self._data.nbytes / self._machine.read(self._data)
+        records = {
+            size: len(order) * size / self._machine.read_records(self._data, size // 4, order)
+            for size, order in self._orders.items()
+        }
+        seconds, count = self._machine.multiply(10_000_000)
+        self._readings.append(Floors(read, records, count / seconds))
+        return self._readings[-1]
 
     @property
     def floors(self) -> Floors:
-        """The best so far."""
-        return Floors(self._read, self._records, self._multiply)
+        """The medians so far."""
+        median, readings = statistics.median, self._readings
+        return Floors(
+            median(reading.read_bytes_per_second for reading in readings),
+            {size: median(reading.record_bytes_per_second[size] for reading in readings) for size in self._orders},
+            median(reading.multiply_adds_per_second for reading in readings),
+        )
+
+    @property
+    def read_spread(self) -> float:
+        """(90th - 10th percentile) / median of the rate of reading: how restless the machine is."""
+        return spread([reading.read_bytes_per_second for reading in self._readings])

@@ -22,7 +22,7 @@ def show(result: dict[str, Any], plot: Path | None = None) -> None:
     console.width = max(console.width, 130)  # rather a broken line than a broken number
     console.print(
         f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads; "
-        f"reads {floors['read_bytes_per_second'] / 1e9:.1f} GB/s, "
+        f"reads {floors['read_bytes_per_second'] / 1e9:.1f} GB/s (spread {floors['read_spread']:.0%}), "
         + "".join(
             f"records of {int(size) / 1e3:.0f} kB {rate / 1e9:.1f} GB/s, "
             for size, rate in floors["record_bytes_per_second"].items()

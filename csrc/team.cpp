@@ -1,7 +1,10 @@
 #include "team.h"
 
+#include <unistd.h>
+
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -45,7 +48,7 @@ Range Worker::share(int items) const {
 
 void Worker::barrier() { team_.meet(); }
 
-Team::Team(int threads) : size_(threads) {
+Team::Team(int threads) : size_(threads), process_(::getpid()) {
     if (threads < 1 || threads > 1024) {
         throw std::invalid_argument("threads must lie in [1, 1024], not " + std::to_string(threads));
     }
@@ -54,7 +57,13 @@ Team::Team(int threads) : size_(threads) {
     }
 }
 
+bool Team::forked() const { return size_ > 1 && process_ != ::getpid(); }
+
 Team::~Team() {
+    if (forked()) {  // there is nothing to join, and a thread that was not joined must not be destroyed
+        new std::vector<std::thread>(std::move(threads_));
+        return;
+    }
     stopping_.store(true, std::memory_order_relaxed);
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
@@ -64,6 +73,9 @@ Team::~Team() {
 }
 
 void Team::run(const std::function<void(Worker&)>& work) {
+    if (forked()) {
+        throw std::runtime_error("the engine's threads stayed in the process that was forked; make an engine after the fork");
+    }
     const std::lock_guard lock(callers_);
     work_ = &work;
     round_.fetch_add(1, std::memory_order_release);

@@ -47,7 +47,8 @@ public:
 
     int size() const { return size_; }
 
-    // Calls `work`, which must not throw, once on every worker and returns when all have finished.
+    // Calls `work`, which must not throw, once on every worker and returns when all have finished. Throws
+    // std::runtime_error in a forked process, which has none of the team's threads.
     void run(const std::function<void(Worker&)>& work);
 
 private:
@@ -56,7 +57,10 @@ private:
     void serve(int index);
     void meet();
 
+    bool forked() const;
+
     int size_;
+    long process_;  // that the threads live in
     std::mutex callers_;
     const std::function<void(Worker&)>* work_ = nullptr;
     alignas(64) std::atomic<unsigned> round_{0};    // grows by one when a run starts

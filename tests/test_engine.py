@@ -295,6 +295,36 @@ def test_a_session_that_is_in_use_is_refused(speaker) -> None:
     assert engine._engine.write([again], 3, 1.0) != [[]]
 
 
+AFTER_A_FORK = """
+import gc, os, pathlib, sys
+from terseformer.engine import Engine
+from terseformer.pack import load_packed
+packed = load_packed(pathlib.Path(sys.argv[1]))
+engine = Engine(packed, threads=2)
+if os.fork() == 0:
+    try:
+        engine.logits([1])
+    except RuntimeError as error:
+        print(error)
+    print(Engine(packed, threads=2).logits([1]).shape)
+    del engine
+    gc.collect()
+    print("gone", flush=True)
+    os._exit(0)
+os.wait()
+print(engine.logits([1]).shape)
+"""
+
+
+def test_a_forked_process_is_told_to_make_its_own_engine(tmp_path: Path) -> None:
+    path = tmp_path / "f32.safetensors"
+    size = pack_model(make_model(DENSE), path).config.vocab_size
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", AFTER_A_FORK, str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert lines[0].startswith("the engine's threads stayed in the process that was forked")
+    assert lines[1:] == [f"(1, {size})", "gone", f"(1, {size})"]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_in_the_weights_is_said(dtype: Dtype, tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = make_model(replace(DENSE, vocab_size=tokenizer.get_vocab_size()))

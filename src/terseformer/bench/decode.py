@@ -32,8 +32,8 @@ from terseformer.presets import preset
 from terseformer.sampling import SamplingConfig
 from terseformer.threads import default_threads, remember
 
-Group = Literal["800m", "17b", "17b-whole", "0.8b", "tiny"]
-GROUPS: tuple[Group, ...] = ("800m", "17b", "17b-whole", "0.8b", "tiny")
+Group = Literal["800m", "0.8b", "tiny", "17b", "17b-whole"]
+GROUPS: tuple[Group, ...] = ("800m", "0.8b", "tiny", "17b", "17b-whole")  # the largest last: it displaces the others
 SOURCE = 16
 WARM_UP = 4
 TOKENS = 10
@@ -51,6 +51,8 @@ class Row:
     """Per token."""
     spread: float
     """(90th - 10th percentile) / median."""
+    rounds: tuple[float, ...]
+    """The milliseconds per token of each round."""
     first_token_milliseconds: float | None = None
     """From the source of 16 tokens to the first token."""
     block_milliseconds: float | None = None
@@ -224,7 +226,7 @@ def _measure(
     return [
         _our_row(group, name, turn, seconds, half_times.get(name))
         if isinstance(turn, _Turns)
-        else Row(group, name, 0, 1e3 * statistics.median(seconds), spread(seconds))
+        else Row(group, name, 0, 1e3 * statistics.median(seconds), spread(seconds), _milliseconds(seconds))
         for (name, turn), seconds in zip(turns.items(), times, strict=False)
     ]
 
@@ -244,6 +246,7 @@ def _our_row(group: str, name: str, turns: _Turns, seconds: Sequence[float], hal
         account(config).parameters,
         1e3 * statistics.median(seconds),
         spread(seconds),
+        _milliseconds(seconds),
         first_token_milliseconds=1e3 * statistics.median(run.first),
         block_milliseconds=block,
         megabytes=num_bytes / 1e6,
@@ -251,6 +254,10 @@ def _our_row(group: str, name: str, turns: _Turns, seconds: Sequence[float], hal
         floor_milliseconds=1e3 * statistics.median(floors),
         floor_fraction=statistics.median(floor / taken for floor, taken in zip(floors, seconds, strict=True)),
     )
+
+
+def _milliseconds(seconds: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(1e3 * taken, 4) for taken in seconds)
 
 
 def _800m(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
@@ -321,12 +328,13 @@ _GROUPS = {"800m": _800m, "17b": _17b, "17b-whole": _17b_whole, "0.8b": _08b, "t
 
 
 def _ratios(rows: dict[tuple[str, str], Row]) -> dict[str, float]:
-    """What the rows that were measured say together."""
+    """What the rows that were measured say together: of two, the median of their rounds' ratios."""
     ratios: dict[str, float] = {}
 
     def ratio(key: str, slow: tuple[str, str], fast: tuple[str, str]) -> None:
         if slow in rows and fast in rows:
-            ratios[key] = rows[slow].milliseconds / rows[fast].milliseconds
+            pairs = zip(rows[slow].rounds, rows[fast].rounds, strict=True)
+            ratios[key] = statistics.median(one / other for one, other in pairs)
 
     dense = rows.get(("0.8b", "dense f32")) or rows.get(("800m", "dense"))
     if dense is not None and dense.floor_fraction is not None:

@@ -274,12 +274,12 @@ def _info(args: Sequence[str]) -> None:
 
 def _bench(args: Sequence[str]) -> None:
     def bench(
-        groups: tuple[Literal["800m", "17b", "17b-whole", "0.8b", "tiny"], ...] = (
+        groups: tuple[Literal["800m", "0.8b", "tiny", "17b", "17b-whole"], ...] = (
             "800m",
-            "17b",
-            "17b-whole",
             "0.8b",
             "tiny",
+            "17b",
+            "17b-whole",
         ),
         repetitions: int = 9,
         threads: int = 0,
@@ -289,8 +289,8 @@ def _bench(args: Sequence[str]) -> None:
         """Measures decoding on this machine against its floors, dense models and other libraries; random weights.
 
         Args:
-            groups: the paper's 800M rows, one block of its 17B rows, its whole sparse 17B model, types of numbers and
-                other libraries at 0.8B, and the overhead of a token. All keep some 50 GB in the cache.
+            groups: the paper's 800M rows, types of numbers and other libraries at 0.8B, the overhead of a token, one
+                block of the paper's 17B rows, and its whole sparse 17B model. All keep some 50 GB in the cache.
             repetitions: rounds in which all models of a group take their turn.
             threads: 0: the physical cores, or TERSE_THREADS.
             plot: an image to write, .svg or .png.

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from terseformer.blocks import Block
 from terseformer.config import DenseFeedForwardConfig, ModelConfig
 from terseformer.layers.feedforward import SparseFeedForward
 from terseformer.layers.head import MixedHead
-from terseformer.model import Block, CausalLM
-from terseformer.state import Chunk, DecodeState
+from terseformer.model import CausalLM
+from terseformer.state import Chunk, DecodeState, check_rows
 from variants import DISTINCT, MAX_POSITION, VARIANTS, make_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -185,13 +186,13 @@ def test_a_small_state_gives_the_same_logits() -> None:
 
 
 def test_another_number_of_rows_is_an_error() -> None:
-    """Asked of the method that the tests' type checks do not reach before it."""
+    """Asked of the function that the tests' type checks do not reach before it."""
     model = make_model(DISTINCT["attention-dense"])
     tokens = random_tokens(model.config, 2)[:, :3]
     with pytest.raises(ValueError, match="2 rows of tokens, but state has 1"):
-        model._chunk(tokens, model.new_state(1), None)
+        model.new_state(1).chunk(tokens)
     with pytest.raises(ValueError, match="2 rows of tokens, but num_real has 3"):
-        model._chunk(tokens, model.new_state(2), torch.tensor([1, 2, 3]))
+        check_rows(tokens, num_real=torch.tensor([1, 2, 3]))
 
 
 @distinct_variants

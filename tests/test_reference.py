@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-import trax_weights
 from terseformer import config as c
-from terseformer.layers.attention import Attention
+from terseformer.interop import trax, trax_weights
+from terseformer.interop.trax_weights import Entries, TraxError
+from terseformer.layers.attention import Attention, CausalSoftmax
 from terseformer.layers.feedforward import SparseFeedForward, feed_forward
 from terseformer.layers.projection import (
     LocalConvolution,
@@ -28,7 +29,7 @@ from terseformer.layers.projection import (
 )
 from terseformer.layers.qkv import attention_projection
 from terseformer.layers.recurrence import SRU
-from terseformer.model import CausalLM
+from terseformer.layers.reversible import ReversibleStack
 from terseformer.state import Chunk
 
 DATA = Path(__file__).parent / "reference_data"
@@ -52,10 +53,12 @@ def numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
     return [arrays[f"{prefix}{i}"] for i in range(count)]
 
 
-def load(layer: nn.Module, mapping: Callable[..., Any], arrays: dict[str, np.ndarray]) -> nn.Module:
-    weights = iter(numbered(arrays, "w"))
-    layer.load_state_dict(trax_weights.tensors(mapping(weights)))
-    assert not list(weights), "a recorded weight was not used"
+def tensors(entries: Entries, arrays: list[np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in trax_weights.fill(entries, arrays).items()}
+
+
+def load(layer: nn.Module, entries: Entries, arrays: dict[str, np.ndarray]) -> nn.Module:
+    layer.load_state_dict(tensors(entries, numbered(arrays, "w")))
     return layer
 
 
@@ -85,31 +88,44 @@ def one_by_one(layer: nn.Module, x: Tensor) -> Tensor:
 class Case:
     make: Callable[[dict[str, Any], int], nn.Module]
     """From the Trax layer's arguments and the size of the input."""
-    mapping: Callable[..., Any]
+    entries: Callable[[dict[str, Any], int], Entries]
+    """From the same."""
     forms: tuple[Run, ...] = (lambda layer, x: layer(x),)
 
 
 PROJECTIONS = {
     "factored_dense": Case(
         lambda a, _: Multiplicative(a["d_in"], a["d_out"], a["n_modules"]),
-        trax_weights.multiplicative,
+        lambda a, _: trax_weights.multiplicative(a["d_in"], a["d_out"], a["n_modules"]),
         (Multiplicative.factored, through_dense_weight, among_many_tokens, one_by_one),
     ),
-    "low_rank_dense": Case(lambda a, d: LowRank(d, a["n_units"], a["d_lowrank"]), trax_weights.low_rank),
+    "low_rank_dense": Case(
+        lambda a, d: LowRank(d, a["n_units"], a["d_lowrank"]),
+        lambda a, d: trax_weights.low_rank(d, a["n_units"], a["d_lowrank"]),
+    ),
     "mult_modular_dense": Case(
-        lambda a, d: MultiplicativeModular(d, a["sparsity"]), trax_weights.multiplicative_modular
+        lambda a, d: MultiplicativeModular(d, a["sparsity"]),
+        lambda a, d: trax_weights.multiplicative_modular(d, a["sparsity"]),
     ),
     "locally_connected_dense": Case(
         lambda a, d: LocallyConnected(d // a["n_modules"], a["n_units"], a["n_modules"], a["kernel_size"]),
-        trax_weights.locally_connected,
+        lambda a, d: trax_weights.locally_connected(
+            d // a["n_modules"], a["n_units"], a["n_modules"], a["kernel_size"]
+        ),
     ),
     "locally_conv_dense": Case(
         lambda a, d: LocalConvolution(
             d // a["n_modules"], a["n_units"], a["n_modules"], a["kernel_size"], a["length_kernel_size"]
         ),
-        trax_weights.local_convolution,
+        lambda a, d: trax_weights.local_convolution(
+            d // a["n_modules"], a["n_units"], a["kernel_size"], a["length_kernel_size"]
+        ),
     ),
-    "sru": Case(lambda a, _: SRU(a["n_units"]), trax_weights.sru, (lambda layer, x: layer(x, positions(x)),)),
+    "sru": Case(
+        lambda a, _: SRU(a["n_units"]),
+        lambda a, _: trax_weights.sru(a["n_units"]),
+        (lambda layer, x: layer(x, positions(x)),),
+    ),
 }
 
 
@@ -119,7 +135,8 @@ PROJECTIONS = {
 def test_projection_or_recurrence(name: str, form: int) -> None:
     case, recorded = PROJECTIONS[name], numbers(name)
     x, y = torch.from_numpy(recorded["x"]), torch.from_numpy(recorded["y"])
-    layer = load(case.make(description(name)["args"], x.shape[-1]), case.mapping, recorded)
+    arguments = description(name)["args"], x.shape[-1]
+    layer = load(case.make(*arguments), case.entries(*arguments), recorded)
     assert_close(case.forms[form](layer, x), y, **LAYER)
 
 
@@ -144,8 +161,8 @@ def test_attention(name: str) -> None:
     recorded, config = numbers(name), attention_config(name)
     x, y = torch.from_numpy(recorded["x"]), torch.from_numpy(recorded["y"])
     projection = attention_projection(config, x.shape[-1])
-    load(projection, lambda w: trax_weights.attention_projection(config, w), recorded)
-    attention = Attention(projection, description(name)["args"]["n_heads"])
+    load(projection, trax_weights.attention_projection(config, x.shape[-1]), recorded)
+    attention = Attention(projection, description(name)["args"]["n_heads"], CausalSoftmax())
     assert_close(attention(x, positions(x)), y, **LAYER)
 
 
@@ -172,8 +189,9 @@ def feed_forward_config(name: str) -> c.FeedForwardConfig:
 
 def load_feed_forward(name: str) -> tuple[SparseFeedForward, dict[str, np.ndarray]]:
     recorded, config = numbers(name), feed_forward_config(name)
-    layer = feed_forward(config, recorded["x"].shape[-1])
-    load(layer, lambda w: trax_weights.feed_forward(config, w), recorded)
+    size = recorded["x"].shape[-1]
+    layer = feed_forward(config, size)
+    load(layer, trax_weights.feed_forward(config, size), recorded)
     return layer, recorded
 
 
@@ -195,7 +213,7 @@ def test_feed_forward_in_training(name: str) -> None:
     (y * torch.from_numpy(recorded["cotangent"])).sum().backward()
     assert_close(y, torch.from_numpy(recorded["y"]), **LAYER)
     assert_close(x.grad, torch.from_numpy(recorded["grad_x"]), **LAYER)
-    expected = trax_weights.tensors(trax_weights.sparse_feed_forward(iter(numbered(recorded, "grad_w"))))
+    expected = tensors(trax_weights.feed_forward(feed_forward_config(name), x.shape[-1]), numbered(recorded, "grad_w"))
     parameters = dict(layer.named_parameters())
     assert parameters.keys() == expected.keys()
     for key, parameter in parameters.items():
@@ -205,43 +223,63 @@ def test_feed_forward_in_training(name: str) -> None:
 # ------------------------------------------------------------------------------------------- models
 
 
-def load_model(name: str) -> tuple[CausalLM, Tensor, Tensor]:
-    """The model, the tokens, and the tokens shifted right as the reference does inside."""
-    config = trax_weights.language_model_config(description(name)["args"])
-    model = CausalLM(config)
-    arrays = trax_weights.read_arrays(DATA / f"{name}.weights.npy.gz")
+LANGUAGE_MODELS = ["lm_dense", "lm_sparse"]
+ENCODER_DECODERS = ["encdec_sparse", "terraformer_dense", "terraformer_small"]
+
+
+def load_model(name: str) -> nn.Module:
+    arrays = trax.read_arrays(DATA / f"{name}.weights.npy.gz")
     assert len(arrays) == description(name)["num_weights"]
-    model.load_state_dict(trax_weights.tensors(trax_weights.language_model(config, arrays)))
-    tokens = torch.from_numpy(numbers(name)["tokens"]).long()
-    return model, tokens, F.pad(tokens, (1, -1))
+    return trax.load(description(name), arrays)
 
 
-@pytest.mark.parametrize("name", ["lm_dense", "lm_sparse", "lm_sparse_gradients"])
+def inputs(name: str) -> tuple[Tensor, ...]:
+    """The tokens, or source and target; what the model continues is shifted right, as the reference does inside."""
+    recorded = numbers(name)
+    last = "tokens" if "tokens" in recorded else "target"
+    shifted = F.pad(torch.from_numpy(recorded[last]).long(), (1, -1))
+    return (shifted,) if last == "tokens" else (torch.from_numpy(recorded["source"]).long(), shifted)
+
+
+@pytest.mark.parametrize("name", [*LANGUAGE_MODELS, "lm_sparse_gradients", *ENCODER_DECODERS, "terraformer_gradients"])
 def test_model(name: str) -> None:
-    model, _, shifted = load_model(name)
     with torch.no_grad():
-        logits = model.eval()(shifted)
+        logits = load_model(name)(*inputs(name))
     assert_close(logits, torch.from_numpy(numbers(name)["logits"]), **MODEL)
 
 
-@pytest.mark.parametrize("name", ["lm_dense", "lm_sparse"])
-def test_model_token_by_token(name: str) -> None:
-    model, _, shifted = load_model(name)
-    model.eval()
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_language_model_token_by_token(name: str) -> None:
+    model, (shifted,) = load_model(name), inputs(name)
     with torch.no_grad():
         state = model.new_state(batch=shifted.shape[0])
         logits = torch.cat([model(column, state) for column in shifted.split(1, dim=1)], dim=1)
     assert_close(logits, torch.from_numpy(numbers(name)["logits"]), **MODEL)
 
 
-def test_model_loss_and_gradients() -> None:
-    name = "lm_sparse_gradients"
-    model, tokens, shifted = load_model(name)
-    loss = F.cross_entropy(model.train()(shifted).flatten(0, 1), tokens.flatten(), ignore_index=0)
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_encoder_decoder_token_by_token(name: str) -> None:
+    model, (source, shifted) = load_model(name), inputs(name)
+    with torch.no_grad():
+        state = model.new_state(source)
+        logits = torch.cat([model.decode(column, state) for column in shifted.split(1, dim=1)], dim=1)
+    assert_close(logits, torch.from_numpy(numbers(name)["logits"]), **MODEL)
+
+
+@pytest.mark.parametrize("keeps_activations", [False, True])
+@pytest.mark.parametrize("name", ["lm_sparse_gradients", "terraformer_gradients"])
+def test_model_loss_and_gradients(name: str, keeps_activations: bool) -> None:
+    model, recorded = load_model(name), numbers(name)
+    for module in model.modules():
+        if isinstance(module, ReversibleStack):
+            module.keeps_activations = keeps_activations
+    expected_tokens = torch.from_numpy(recorded.get("tokens", recorded.get("target"))).long()
+    logits = model.train()(*inputs(name))
+    loss = F.cross_entropy(logits.flatten(0, 1), expected_tokens.flatten(), ignore_index=0)
     loss.backward()
     assert_close(loss.item(), description(name)["loss"], **MODEL)
-    gradients = trax_weights.read_arrays(DATA / f"{name}.grads.npy.gz")
-    expected = trax_weights.tensors(trax_weights.language_model(model.config, gradients))
+    gradients = trax.read_arrays(DATA / f"{name}.grads.npy.gz")
+    expected = tensors(trax_weights.model(model.config), gradients)
     parameters = dict(model.named_parameters())
     assert parameters.keys() == expected.keys()
     for key, parameter in parameters.items():
@@ -250,11 +288,47 @@ def test_model_loss_and_gradients() -> None:
         assert_close(parameter.grad, expected[key], rtol=1e-4, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
 
 
-# ------------------------------------------------------------------------- the mapping's own mistakes
+# ------------------------------------------------------------------------------------- what does not fit
 
 
-def test_a_weight_too_many_is_an_error() -> None:
-    config = trax_weights.language_model_config(description("lm_dense")["args"])
-    arrays = trax_weights.read_arrays(DATA / "lm_dense.weights.npy.gz")
-    with pytest.raises(ValueError, match=r"1 weights have no place in this model; their shapes are \[\(3,\)\]"):
-        trax_weights.language_model(config, [*arrays, np.zeros(3)])
+def test_weights_that_do_not_fit_name_the_first_place_where_shapes_part() -> None:
+    entries = trax_weights.model(trax.model_config(description("lm_dense")))
+    arrays = trax.read_arrays(DATA / "lm_dense.weights.npy.gz")
+    with pytest.raises(TraxError, match=rf"has {len(arrays) + 1} weights, but the model has {len(arrays)}; .* \[3\]"):
+        trax_weights.fill(entries, [*arrays, np.zeros(3)])
+    with pytest.raises(TraxError, match=rf"ends after {len(arrays) - 1} weights; head.bias"):
+        trax_weights.fill(entries, arrays[:-1])
+    arrays[2] = np.zeros(3)
+    with pytest.raises(TraxError, match=r"weight 2 of the file has shape \[3\], but blocks.0.attention_norm.weight"):
+        trax_weights.fill(entries, arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "Reformer"}, "the model 'Reformer' cannot be taken over; allowed are ConfigurableTransformerLM"),
+        ({"args": 3}, "args must be a table of arguments, not 3"),
+        ({"args": {}}, "vocab_size must be given"),
+        ({"args": {"vocab_size": 64, "pos_type": "time-bin"}}, "pos_type = 'time-bin' is not known here"),
+        ({"args": {"vocab_size": 64, "surprise": 1}}, "the argument 'surprise' of ConfigurableTransformerLM"),
+        ({"args": {"vocab_size": 64, "n_heads": 7}}, "do not fit together: model.hidden_size = 512"),
+        ({"args": {"vocab_size": 64, "ff_sparsity": [1, 2, 3]}}, "the number of values of ff_sparsity = 3"),
+        ({"args": {"vocab_size": 64, "attention_type": "Favor"}}, "attention_type = 'Favor' is not known here"),
+        ({"args": {"vocab_size": 64, "attention_type": ["Attention", "CausalAttention"]}}, "names different types"),
+        ({"model": "ConfigurableTerraformer", "args": {"input_vocab_size": 64}}, "pos_type = 'fixed-base'"),
+        (
+            {"model": "ConfigurableTerraformer", "args": {"input_vocab_size": 64, "pos_type": None}},
+            "encoder_decoder_attention_type = 'SelfAttention'",
+        ),
+    ],
+)
+def test_a_description_that_cannot_be_taken_over(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TraxError, match=message):
+        trax.model_config({"model": "ConfigurableTransformerLM", "args": {"vocab_size": 64}} | change)
+
+
+def test_a_truncated_weights_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.npy.gz"
+    path.write_bytes((DATA / "lm_dense.weights.npy.gz").read_bytes()[:-500])
+    with pytest.raises(TraxError, match=r"cannot read weight \d+ of"):
+        trax.read_arrays(path)

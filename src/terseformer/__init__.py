@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from terseformer.checkpoint import load as load
     from terseformer.config import ModelConfig as ModelConfig
     from terseformer.config import Recipe as Recipe
+    from terseformer.config import Seq2SeqConfig as Seq2SeqConfig
+    from terseformer.config import TerraformerConfig as TerraformerConfig
     from terseformer.engine import Engine as Engine
     from terseformer.evaluation import evaluate as evaluate
     from terseformer.generation import generate as generate
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from terseformer.presets import preset as preset
     from terseformer.recipe import load_recipe as load_recipe
     from terseformer.sampling import SamplingConfig as SamplingConfig
+    from terseformer.seq2seq import Seq2Seq as Seq2Seq
+    from terseformer.terraformer import Terraformer as Terraformer
     from terseformer.training import train as train
 
 _HOMES = {
@@ -25,6 +29,10 @@ _HOMES = {
     "ModelConfig": "config",
     "Recipe": "config",
     "SamplingConfig": "sampling",
+    "Seq2Seq": "seq2seq",
+    "Seq2SeqConfig": "config",
+    "Terraformer": "terraformer",
+    "TerraformerConfig": "config",
     "account": "accounting",
     "dense_twin": "presets",
     "evaluate": "evaluation",

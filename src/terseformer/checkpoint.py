@@ -35,8 +35,12 @@ from terseformer.folder import (
     instead,
     last_good,
     load_config,
+    load_language_model_config,
 )
 from terseformer.model import CausalLM
+from terseformer.models import make_model
+from terseformer.seq2seq import Seq2Seq
+from terseformer.terraformer import Terraformer
 
 _UNFINISHED = ".saving"
 _FREE_KEYS = {
@@ -62,16 +66,25 @@ class TrainingState:
     """The optimiser's tensors by `parameter name/state name`."""
 
 
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> CausalLM:
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> CausalLM | Seq2Seq | Terraformer:
     """The model of a checkpoint folder, or of the newest checkpoint of a run's folder, in eval mode.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
     path = find(folder)
-    model = CausalLM(load_config(path))
+    model = make_model(load_config(path))
     load_weights(model, path)
     return model.to(device).eval()
+
+
+def load_language_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> CausalLM:
+    """The same, where only a causal language model will do. Raises CheckpointError."""
+    path = find(folder)
+    load_language_model_config(path)
+    model = load(path, device)
+    assert isinstance(model, CausalLM)
+    return model
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -113,14 +126,10 @@ def save(
     try:
         shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
         training.mkdir(parents=True)
-        config = {"model_type": MODEL_TYPE, "architectures": ["CausalLM"], "dtype": "float32", **to_dict(model.config)}
-        _write_json(building / "config.json", config)
+        _write_model(building, model)
         end = prepared.train.end_of_text_id
         _write_json(building / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
         shutil.copyfile(prepared.tokenizer_path, building / "tokenizer.json")
-        aliases = _aliases(model)
-        weights = {name: t.detach().contiguous() for name, t in model.state_dict().items() if name not in aliases}
-        save_file(weights, building / "model.safetensors", metadata={"format": "pt"})
         save_file(optimizer_tensors(model, optimizer), training / "optimizer.safetensors")
         (training / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
         files = sorted(p for p in building.rglob("*") if p.is_file())
@@ -143,6 +152,37 @@ def save(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return final
+
+
+def save_model(folder: Path, model: CausalLM | Seq2Seq | Terraformer) -> None:
+    """Writes a folder with a model alone, all of it or nothing: without tokenizer, not to be resumed from.
+
+    Raises:
+        CheckpointError: there is something at that place, or the disk is full or not writable.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; choose another folder")
+    building = folder.with_name(f".{folder.name}{_UNFINISHED}")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        _write_model(building, model)
+        for path in (*building.iterdir(), building):
+            _sync(path)
+        os.replace(building, folder)
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {folder}: {error}") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_model(folder: Path, model: CausalLM | Seq2Seq | Terraformer) -> None:
+    names = {"architectures": [type(model).__name__], "dtype": "float32"}
+    _write_json(folder / "config.json", {"model_type": MODEL_TYPE, **names, **to_dict(model.config)})
+    aliases = _aliases(model)
+    weights = {name: t.detach().contiguous() for name, t in model.state_dict().items() if name not in aliases}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def remove(path: Path) -> None:

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from terseformer.errors import UserError
 
@@ -35,6 +35,8 @@ terse: Scaling Transformers, trained beside their dense twins and decoded on CPU
   terse generate runs/small-1m "In the beginning"     write; --temperature 0 takes the likeliest token each time
   terse chat runs/small-1m                            write on, line by line
   terse pack runs/small-1m --dtype int8               make the file that decoding maps into memory
+  terse convert --from trax model.json model.weights.npy.gz models/converted
+                                                      take over a model of the reference implementation
   terse info runs/small-1m                            sizes, FLOPs and bytes per token; of presets and recipes too
   terse bench                                         measure decoding on this machine, beside other libraries
 
@@ -62,6 +64,7 @@ def main() -> None:
     verbs: dict[str, Callable[[Sequence[str]], None]] = {
         "bench": _bench,
         "chat": _chat,
+        "convert": _convert,
         "data": _data,
         "demo": _demo,
         "evaluate": _evaluate,
@@ -182,7 +185,7 @@ def _generate(args: Sequence[str]) -> None:
             threads: of the engine; 0: the physical cores, or TERSE_THREADS.
         """
         if backend == "torch":
-            from terseformer.checkpoint import load
+            from terseformer.checkpoint import load_language_model
             from terseformer.data import load_tokenizer
             from terseformer.folder import find
             from terseformer.generation import stream
@@ -190,7 +193,7 @@ def _generate(args: Sequence[str]) -> None:
             if dtype != "f32" or threads:
                 raise UserError("--dtype and --threads are the engine's; leave them out with --backend torch")
             folder = find(checkpoint)
-            pieces = stream(load(folder), load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
+            pieces = stream(load_language_model(folder), load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
         else:
             engine = _engine(checkpoint, dtype, threads)
             pieces = engine.stream(prompt, sampling)
@@ -255,6 +258,33 @@ def _pack(args: Sequence[str]) -> None:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
     _call("pack", pack, args)
+
+
+def _convert(args: Sequence[str]) -> None:
+    import tyro
+
+    def convert(
+        description: Path,
+        weights: Path,
+        folder: Path,
+        /,
+        source: Annotated[Literal["trax"], tyro.conf.arg(name="from")],
+    ) -> None:
+        """Writes a model of another library as a checkpoint folder, without tokenizer.
+
+        Args:
+            description: a JSON file: `model`, the name of the Trax function that makes it, and `args`, its arguments.
+            weights: the weights that Trax's trainer wrote: model.weights.npy.gz, or model.pkl.gz with them inside.
+            folder: the new folder.
+            source: the library.
+        """
+        from terseformer.interop import trax
+
+        assert source == "trax"
+        trax.convert(description, weights, folder)
+        print(folder)
+
+    _call("convert", convert, args)
 
 
 def _info(args: Sequence[str]) -> None:
@@ -330,7 +360,8 @@ def _call(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
     names: list[str] = []
     for name, parameter in inspect.signature(function).parameters.items():
         has_fields = dataclasses.is_dataclass(parameter.default)
-        names += [f.name for f in dataclasses.fields(parameter.default)] if has_fields else [name]
+        renamed = [item.name for item in getattr(parameter.annotation, "__metadata__", ())]  # by tyro.conf.arg
+        names += [f.name for f in dataclasses.fields(parameter.default)] if has_fields else renamed or [name]
     flags = ["--help", *(f"--{name.replace('_', '-')}" for name in names)]
     for arg in args:
         flag = arg.partition("=")[0].replace("_", "-")

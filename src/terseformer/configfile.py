@@ -19,7 +19,17 @@ import cattrs
 import cattrs.errors
 import tomli_w
 
-from terseformer.config import AttentionProjectionConfig, ConfigError, FeedForwardConfig, HeadConfig
+from terseformer.config import (
+    AttentionProjectionConfig,
+    ConfigError,
+    CrossProjectionConfig,
+    EncoderDecoderConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    ModelConfig,
+    Seq2SeqConfig,
+    TerraformerConfig,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,7 +93,7 @@ _converter.register_structure_hook(bool, _strict(bool, (bool,)))
 _converter.register_structure_hook(str, _strict(str, (str,)))
 _converter.register_structure_hook_func(lambda t: t == tuple[str, ...], _string_tuple)
 _converter.register_structure_hook_func(lambda t: typing.get_origin(t) is Literal, _literal)
-for _union in (FeedForwardConfig, AttentionProjectionConfig, HeadConfig):
+for _union in (FeedForwardConfig, AttentionProjectionConfig, CrossProjectionConfig, HeadConfig):
     _converter.register_structure_hook_func(lambda t, union=_union: t == union, _kind_union(_union))
 
 
@@ -117,6 +127,15 @@ def from_dict(cls: type[T], values: Any) -> T:
         return _converter.structure(values, cls)
     except (cattrs.errors.BaseValidationError, ConfigError) as error:
         raise ConfigError(_first_error(error, "")) from None
+
+
+def model_from_dict(values: Mapping[str, Any]) -> ModelConfig | EncoderDecoderConfig:
+    """A model of any kind; without a `kind`, a causal language model. Raises ConfigError."""
+    kinds = {"causal_lm": ModelConfig, "seq2seq": Seq2SeqConfig, "terraformer": TerraformerConfig}
+    kind = values.get("kind", "causal_lm")
+    if kind not in kinds:
+        raise ConfigError(f"kind = {kind!r} is unknown; allowed are {', '.join(kinds)}")
+    return from_dict(kinds[kind], values)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def evaluate_folder(
     """
     path = checkpoint.find(folder)
     tokenizer = load_tokenizer(path)
-    model = Engine.from_pretrained(path, engine_dtype) if engine_dtype else checkpoint.load(path)
+    model = Engine.from_pretrained(path, engine_dtype) if engine_dtype else checkpoint.load_language_model(path)
     recipe_path, sources = path / "training" / "recipe.toml", tuple(map(str, files))
     recipe = from_toml(Recipe, read_text(recipe_path)) if recipe_path.is_file() else None
     sequence_length = recipe.train.sequence_length if recipe else model.config.max_position_embeddings

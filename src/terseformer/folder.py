@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from terseformer.config import ConfigError, ModelConfig
-from terseformer.configfile import from_dict, read_text
+from terseformer.config import ConfigError, EncoderDecoderConfig, ModelConfig
+from terseformer.configfile import model_from_dict, read_text
 from terseformer.errors import UserError
 
 MODEL_TYPE = "terseformer"
@@ -46,7 +46,7 @@ def folder_of(run: Path, step: int) -> Path:
     return run / f"{_PREFIX}{step:08d}"
 
 
-def load_config(path: Path) -> ModelConfig:
+def load_config(path: Path) -> ModelConfig | EncoderDecoderConfig:
     """The configuration of a checkpoint folder. Raises CheckpointError."""
     file = path / "config.json"
     try:
@@ -54,9 +54,17 @@ def load_config(path: Path) -> ModelConfig:
         if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
             raise ConfigError(f'it is not of a terseformer model ("model_type": "{MODEL_TYPE}")')
         foreign = ("model_type", "architectures", "dtype")
-        return from_dict(ModelConfig, {name: value for name, value in values.items() if name not in foreign})
+        return model_from_dict({name: value for name, value in values.items() if name not in foreign})
     except (ConfigError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file} cannot be used: {error}; {instead(path)}") from None
+
+
+def load_language_model_config(path: Path) -> ModelConfig:
+    """The configuration of a causal language model's checkpoint folder. Raises CheckpointError."""
+    config = load_config(path)
+    if not isinstance(config, ModelConfig):
+        raise CheckpointError(f"{path} holds a model of kind {config.kind!r}; here a 'causal_lm' is needed")
+    return config
 
 
 def instead(path: Path) -> str:

@@ -39,9 +39,9 @@ def show(model: str, context: int = 0) -> None:
 def _config(model: str) -> ModelConfig:
     path = Path(model)
     if path.is_dir():
-        from terseformer import checkpoint
+        from terseformer.folder import find, load_language_model_config
 
-        return checkpoint.load_config(checkpoint.find(path))
+        return load_language_model_config(find(path))
     if path.suffix == ".toml":
         return load_recipe(path).model
     try:

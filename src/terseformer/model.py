@@ -1,4 +1,4 @@
-"""Models, assembled from layers."""
+"""The decoder-only language model, assembled from layers."""
 
 from __future__ import annotations
 
@@ -6,53 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from terseformer.blocks import Block, new_states, norm, positions, self_attention
 from terseformer.config import DenseHeadConfig, ModelConfig
-from terseformer.layers.attention import Attention
 from terseformer.layers.dropout import SequenceDropout
-from terseformer.layers.feedforward import feed_forward
 from terseformer.layers.head import language_model_head
-from terseformer.layers.position import LearnedPositions, SinusoidalPositions
-from terseformer.layers.qkv import attention_projection
-from terseformer.layers.recurrence import RecurrentBranch
-from terseformer.state import Chunk, DecodeState, KeyValueCache, LayerState
-
-
-def _norm(config: ModelConfig) -> nn.Module:
-    if config.norm == "rms_norm":
-        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), and the recurrent branch beside the latter."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = _norm(config)
-        self.attention = Attention(
-            attention_projection(config.attention, config.hidden_size),
-            config.num_attention_heads,
-            config.attention_dropout,
-            config.rope_theta if config.position == "rotary" else None,
-        )
-        self.attention_dropout = nn.Dropout(config.dropout)
-        self.feed_forward_norm = _norm(config)
-        self.feed_forward = feed_forward(config.feed_forward, config.hidden_size)
-        self.feed_forward_dropout = SequenceDropout(config.dropout)
-        if config.sru.num_layers:
-            self.recurrent_norm = _norm(config)
-            self.recurrent = RecurrentBranch(config.hidden_size, config.sru.size, config.sru.num_layers)
-        else:
-            self.recurrent = None
-
-    def forward(
-        self, x: Float[Tensor, "B T D"], chunk: Chunk, state: LayerState | None = None
-    ) -> Float[Tensor, "B T D"]:
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), chunk, state))
-        y = self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
-        if self.recurrent is not None:
-            y = y + self.recurrent(self.recurrent_norm(x), chunk, state.carries if state is not None else None)
-        return x + y
+from terseformer.state import DecodeState, check_length, first_chunk
 
 
 class CausalLM(nn.Module):
@@ -73,13 +31,12 @@ class CausalLM(nn.Module):
         self.embedding_scale = config.hidden_size**0.5 if tied else 1.0
         nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
         self.embedding_dropout = SequenceDropout(config.dropout)
-        if config.position == "learned":
-            self.position = LearnedPositions(config.max_position_embeddings, config.hidden_size)
-        else:
-            self.position = SinusoidalPositions(config.hidden_size) if config.position == "sinusoidal" else None
-        self.position_dropout = SequenceDropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = _norm(config)
+        self.position = positions(config) if config.position != "rotary" else None
+        rope_theta = config.rope_theta if config.position == "rotary" else None
+        self.blocks = nn.ModuleList(
+            Block(config, self_attention(config, config.attention, rope_theta)) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = norm(config)
         self.head = language_model_head(config.head, config.hidden_size, self.embedding)
 
     def forward(
@@ -108,35 +65,18 @@ class CausalLM(nn.Module):
         num_real: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The normalised hidden vectors that the head turns into logits."""
-        chunk = self._chunk(tokens, state, num_real)
+        chunk = state.chunk(tokens, num_real) if state is not None else first_chunk(tokens, num_real)
+        check_length(chunk.end, self.config.max_position_embeddings)
+        if state is not None:
+            state.check_room(chunk)
         x = self.embedding_dropout(self.embedding(tokens) * self.embedding_scale)
         if self.position is not None:
-            positions = chunk.positions.clamp(max=self.config.max_position_embeddings - 1)  # padding may lie beyond
-            x = x + self.position_dropout(self.position(positions))
+            x = x + self.position(chunk.positions)
         for index, block in enumerate(self.blocks):
             x = block(x, chunk, state.layers[index] if state is not None else None)
         if state is not None:
-            state.lengths += tokens.shape[1] if num_real is None else num_real
+            state.advance(chunk)
         return self.norm(x)
-
-    def _chunk(self, tokens: Tensor, state: DecodeState | None, num_real: Tensor | None) -> Chunk:
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        for name, sizes in (("state", state.lengths if state is not None else None), ("num_real", num_real)):
-            if sizes is not None and len(sizes) != len(tokens):
-                raise ValueError(f"there are {len(tokens)} rows of tokens, but {name} has {len(sizes)}")
-        if state is None:
-            end = tokens.shape[1]
-        else:
-            positions = positions + state.lengths[:, None]
-            end = int((state.lengths + (tokens.shape[1] if num_real is None else num_real)).max())
-        limit = self.config.max_position_embeddings
-        if end > limit:
-            raise ValueError(
-                f"the sequence reaches {end} tokens, but max_position_embeddings is {limit}; shorten the input"
-            )
-        if state is not None and end > state.capacity:
-            raise ValueError(f"position {end - 1} does not fit a state of capacity {state.capacity}; make a larger one")
-        return Chunk(positions, num_real, end)
 
     def new_state(self, batch: int = 1, capacity: int | None = None) -> DecodeState:
         """A state that has read nothing.
@@ -145,13 +85,6 @@ class CausalLM(nn.Module):
             batch: rows B.
             capacity: longest sequence that fits, in tokens; default `max_position_embeddings`.
         """
-        like = self.embedding.weight
         capacity = capacity or self.config.max_position_embeddings
-        layers = []
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            heads, width = self.config.num_attention_heads, self.config.head_dim
-            cache = KeyValueCache.new(batch, heads, capacity, width, like.detach())
-            carries = block.recurrent.new_carries(batch) if block.recurrent is not None else []
-            layers.append(LayerState(cache, block.attention.projection.new_memories(batch), carries))
-        return DecodeState(torch.zeros(batch, dtype=torch.long, device=like.device), layers)
+        lengths = torch.zeros(batch, dtype=torch.long, device=self.embedding.weight.device)
+        return DecodeState(lengths, new_states(self.blocks, self.config, batch, capacity), capacity)

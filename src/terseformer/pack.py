@@ -17,7 +17,7 @@ import numpy as np
 from terseformer import tensorfile
 from terseformer.config import ConfigError, ModelConfig
 from terseformer.configfile import from_dict, to_dict
-from terseformer.folder import CheckpointError, find, instead, load_config
+from terseformer.folder import CheckpointError, find, instead, load_language_model_config
 from terseformer.layout import DTYPES, Array, Dtype, Entry, Weights, declare, from_bf16
 from terseformer.tensorfile import TensorFileError
 
@@ -50,7 +50,7 @@ def pack(checkpoint: Path | str, dtype: Dtype = "f32") -> Path:
     check_dtype(dtype)
     folder = find(checkpoint)
     source, path = folder / "model.safetensors", folder / f"packed-{dtype}.safetensors"
-    config = load_config(folder)
+    config = load_language_model_config(folder)
     if not source.is_file():
         raise PackError(f"{source} is missing; {instead(folder)}")
     stamp = f"{source.stat().st_size}:{source.stat().st_mtime_ns}"

@@ -1,6 +1,6 @@
 """Everything that decoding remembers: one structure, batch first.
 
-A state is made by `CausalLM.new_state` and handed to each call. Calls change it in place: it belongs
+A state is made by a model's `new_state` and handed to each call. Calls change it in place: it belongs
 to inference, where no gradient is taken. Every row of a batch has a length of its own. A call may
 bring fewer real tokens for one row than for another: the real ones stand first in the row, what
 follows them is padding that leaves no trace in the state.
@@ -12,7 +12,7 @@ import copy
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -95,14 +95,37 @@ class RecurrentCarry:
 
 
 @dataclass
+class Source:
+    """What a cross-attention sees of an encoded source."""
+
+    keys: Float[Tensor, "B H N K"]
+    values: Float[Tensor, "B H N K"]
+    num_real: Int[Tensor, " B"]
+    """Real tokens at the head of each row."""
+
+
+@dataclass
 class LayerState:
     """What one block remembers."""
 
-    cache: KeyValueCache
+    cache: KeyValueCache | None = None
+    """Of its self-attention."""
     memories: dict[str, FrameMemory] = field(default_factory=dict)
     """Memory of each of the attention projection's convolutions, by name."""
     carries: list[RecurrentCarry] = field(default_factory=list)
     """Carry of each layer of the recurrent branch."""
+    source: Source | None = None
+    """What its cross-attention sees."""
+
+    def select(self, rows: list[int]) -> LayerState:
+        """A state that holds only these rows, in this order."""
+        cache, source = self.cache, self.source
+        return LayerState(
+            KeyValueCache(cache.keys[rows], cache.values[rows]) if cache is not None else None,
+            {name: FrameMemory(memory.frames[rows]) for name, memory in self.memories.items()},
+            [RecurrentCarry(carry.carry[rows]) for carry in self.carries],
+            Source(source.keys[rows], source.values[rows], source.num_real[rows]) if source is not None else None,
+        )
 
 
 @dataclass
@@ -112,11 +135,10 @@ class DecodeState:
     lengths: Int[Tensor, " B"]
     """Tokens read so far, for each row."""
     layers: list[LayerState]
-
-    @property
-    def capacity(self) -> int:
-        """Longest sequence that fits, in tokens."""
-        return self.layers[0].cache.keys.shape[2]
+    capacity: int
+    """Longest sequence that fits, in tokens."""
+    num_source: Int[Tensor, " B"] | None = None
+    """How many of the tokens read were a source that the decoder goes on from."""
 
     def clone(self) -> DecodeState:
         """A copy that goes its own way."""
@@ -124,12 +146,51 @@ class DecodeState:
 
     def select(self, rows: list[int]) -> DecodeState:
         """A state that holds only these rows, in this order."""
-        layers = [
-            LayerState(
-                KeyValueCache(layer.cache.keys[rows], layer.cache.values[rows]),
-                {name: FrameMemory(memory.frames[rows]) for name, memory in layer.memories.items()},
-                [RecurrentCarry(carry.carry[rows]) for carry in layer.carries],
+        num_source = self.num_source[rows] if self.num_source is not None else None
+        return DecodeState(self.lengths[rows], [layer.select(rows) for layer in self.layers], self.capacity, num_source)
+
+    def chunk(self, tokens: Int[Tensor, "B T"], num_real: Int[Tensor, " B"] | None = None) -> Chunk:
+        """Where the next tokens stand.
+
+        Raises:
+            ValueError: there is another number of rows.
+        """
+        check_rows(tokens, state=self.lengths, num_real=num_real)
+        positions = torch.arange(tokens.shape[1], device=tokens.device) + self.lengths[:, None]
+        end = int((self.lengths + (tokens.shape[1] if num_real is None else num_real)).max())
+        return Chunk(positions, num_real, end)
+
+    def check_room(self, chunk: Chunk) -> None:
+        """Raises ValueError where a call's tokens do not fit."""
+        if chunk.end > self.capacity:
+            raise ValueError(
+                f"position {chunk.end - 1} does not fit a state of capacity {self.capacity}; make a larger one"
             )
-            for layer in self.layers
-        ]
-        return DecodeState(self.lengths[rows], layers)
+
+    def advance(self, chunk: Chunk) -> None:
+        """Counts what a call has read."""
+        self.lengths += chunk.positions.shape[1] if chunk.num_real is None else chunk.num_real
+
+
+def check_rows(tokens: Shaped[Tensor, "B T *D"], **sizes: Tensor | None) -> None:
+    """Raises ValueError where something has not as many rows as the tokens."""
+    for name, of_rows in sizes.items():
+        if of_rows is not None and len(of_rows) != len(tokens):
+            raise ValueError(f"there are {len(tokens)} rows of tokens, but {name} has {len(of_rows)}")
+
+
+def check_length(length: int, limit: int, name: str = "the sequence") -> None:
+    """Raises ValueError where a sequence is longer than the model's positions."""
+    if length > limit:
+        raise ValueError(f"{name} reaches {length} tokens, but max_position_embeddings is {limit}; shorten the input")
+
+
+def first_chunk(tokens: Shaped[Tensor, "B T *D"], num_real: Int[Tensor, " B"] | None = None) -> Chunk:
+    """Where the tokens of whole sequences, ids or vectors, stand.
+
+    Raises:
+        ValueError: `num_real` has another number of rows.
+    """
+    check_rows(tokens, num_real=num_real)
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
+    return Chunk(positions, num_real, tokens.shape[1])

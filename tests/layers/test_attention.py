@@ -70,7 +70,7 @@ def test_attention_dropout_scales_what_it_keeps() -> None:
 )
 def test_attention_divides_features_into_heads(config: AttentionProjectionConfig, heads: int) -> None:
     projection = make_visible(attention_projection(config, 6).double())
-    attention, x = Attention(projection, heads), torch.randn(2, 5, 6, dtype=torch.float64)
+    attention, x = Attention(projection, heads, CausalSoftmax()), torch.randn(2, 5, 6, dtype=torch.float64)
     q, k, v = (layer(x) for layer in (projection.query, projection.key, projection.value))
     merged = torch.empty_like(x)
     for row in range(2):
@@ -144,13 +144,16 @@ def test_modules_need_not_equal_heads(modules: int, heads: int) -> None:
     x = torch.randn(1, 5, 6, dtype=torch.float64)
     q, k, v = (h[0] for h in projection.qkv(x, chunk(1, 0, 5)))
     parts = [oracles.causal_attention(q[:, p], k[:, p], v[:, p]) for p in torch.arange(6).chunk(heads)]
-    assert_close(Attention(projection, heads)(x, chunk(1, 0, 5))[0], torch.cat(parts, dim=-1))
+    assert_close(Attention(projection, heads, CausalSoftmax())(x, chunk(1, 0, 5))[0], torch.cat(parts, dim=-1))
 
 
 def test_rotary_positions_turn_queries_and_keys_alone() -> None:
     projection = attention_projection(DenseProjectionConfig(), 4)
     x = torch.randn(1, 3, 4)
-    plain, rotary = Attention(projection, 1), Attention(projection, 1, rope_theta=100.0)
+    plain, rotary = (
+        Attention(projection, 1, CausalSoftmax()),
+        Attention(projection, 1, CausalSoftmax(), rope_theta=100.0),
+    )
     assert_close(rotary(x[:, :1], chunk(1, 0, 1)), plain(x[:, :1], chunk(1, 0, 1)))
     later = Chunk(torch.tensor([[7, 8, 9]]), end=10)
     assert_close(rotary(x, later), rotary(x, chunk(1, 0, 3)), atol=1e-5, rtol=1e-5)

@@ -21,6 +21,7 @@ from terseformer.layers.controller import LowRankController, Router
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.initializers import dense, glorot, near_zero
 from terseformer.layers.masked_relu import hard_masked_relu, soft_masked_relu, softmax
+from terseformer.layers.replay import remember
 
 
 class DenseFeedForward(nn.Module):
@@ -130,12 +131,12 @@ class SparseFeedForward(nn.Module):
         logits = self.controller(x)
         hidden = self._groups(F.linear(x, self.up_weight))
         if self.policy == "switch":
-            chosen = torch.zeros_like(logits).scatter_(-1, self.draw(logits), 1.0)
+            chosen = torch.zeros_like(logits).scatter_(-1, remember(lambda: self.draw(logits)), 1.0)
             active = (hidden * self._spread(chosen * logits.softmax(-1))).relu()
-        elif torch.rand((), device="cpu").item() >= self.quant_prob:
+        elif remember(lambda: torch.rand((), device="cpu").item()) >= self.quant_prob:
             active = self._soft(hidden, logits)
         else:
-            active = self._hard(hidden, logits, self.draw(logits))
+            active = self._hard(hidden, logits, remember(lambda: self.draw(logits)))
         return active.flatten(-2) @ self.down_weight + self.bias
 
     def _soft(self, hidden: Tensor, logits: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from terseformer.layers.dropout import SequenceDropout
+
 
 def sinusoids(positions: Int[Tensor, "*P"], width: int) -> Float[Tensor, "*P D"]:
     """Sines at even and cosines at odd features, wavelengths from 2 pi to 10000 * 2 pi.
@@ -20,25 +22,30 @@ def sinusoids(positions: Int[Tensor, "*P"], width: int) -> Float[Tensor, "*P D"]
 
 
 class LearnedPositions(nn.Module):
-    """A learned vector for each position, initialised with the sinusoids."""
+    """A learned vector for each position, initialised with the sinusoids; dropout on it.
 
-    def __init__(self, max_positions: int, width: int) -> None:
+    Positions beyond the table, which only padding may have, get its last vector.
+    """
+
+    def __init__(self, max_positions: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(sinusoids(torch.arange(max_positions), width))
+        self.dropout = SequenceDropout(dropout)
 
     def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        return nn.functional.embedding(positions, self.weight)
+        return self.dropout(nn.functional.embedding(positions.clamp(max=len(self.weight) - 1), self.weight))
 
 
 class SinusoidalPositions(nn.Module):
-    """The sinusoids themselves, without parameters."""
+    """The sinusoids themselves, without parameters; dropout on them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.width = width
+        self.dropout = SequenceDropout(dropout)
 
     def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        return sinusoids(positions, self.width)
+        return self.dropout(sinusoids(positions, self.width))
 
 
 def rotate(x: Float[Tensor, "B H T K"], positions: Int[Tensor, "B T"], theta: float) -> Float[Tensor, "B H T K"]:

@@ -119,6 +119,60 @@ class SparseProjection(nn.Module):
         return {name: layer.new_memory(batch) for name, layer in layers.items()}
 
 
+class CrossProjection(nn.Module):
+    """q of the target, k and v of the source, and the output of a cross-attention.
+
+    Source: `AttentionQKV` of the reference.
+
+    Args:
+        size: width D of the residual stream.
+        query: from the target to q.
+        bias: of the dense layers.
+        has_output: whether a dense layer follows the merged heads.
+    """
+
+    def __init__(self, size: int, query: nn.Module, bias: bool = True, has_output: bool = True) -> None:
+        super().__init__()
+        self.query = query
+        self.key, self.value = dense(size, size, bias), dense(size, size, bias)
+        self.out = dense(size, size, bias) if has_output else None
+
+    def q(self, x: Float[Tensor, "B T D"], chunk: Chunk, memories: Memories | None = None) -> Tensor:
+        """The query, [B, T, D]."""
+        if isinstance(self.query, SparseQuery):
+            return self.query(x, chunk, memories["cross"] if memories is not None else None)
+        return self.query(x)
+
+    def output(self, x: Float[Tensor, "B T D"]) -> Tensor:
+        """From the merged heads to the residual stream."""
+        return x if self.out is None else self.out(x)
+
+    def new_memories(self, batch: int) -> Memories:
+        """The empty memory of the query's convolution, if it has one."""
+        return {"cross": self.query.convolution.new_memory(batch)} if isinstance(self.query, SparseQuery) else {}
+
+
+class SparseQuery(nn.Module):
+    """A multiplicative layer and a convolution over time and modules."""
+
+    def __init__(self, size: int, num_modules: int, length_kernel: int, module_kernel: int) -> None:
+        super().__init__()
+        width = size // num_modules
+        self.shared = Multiplicative(size, size, num_modules)
+        self.convolution = LocalConvolution(width, width, num_modules, module_kernel, length_kernel)
+
+    def forward(self, x: Float[Tensor, "B T D"], chunk: Chunk, memory: FrameMemory | None = None) -> Tensor:
+        return self.convolution(self.shared(x), chunk, memory)
+
+
+def cross_projection(config: c.CrossProjectionConfig, size: int) -> CrossProjection:
+    """The projection of a cross-attention that a configuration names."""
+    if isinstance(config, c.DenseProjectionConfig):
+        return CrossProjection(size, dense(size, size, config.bias), config.bias)
+    query = SparseQuery(size, config.qkv_modules, config.length_kernel, config.module_kernel)
+    return CrossProjection(size, query, has_output=False)
+
+
 def attention_projection(config: c.AttentionProjectionConfig, size: int) -> SeparateProjection | SparseProjection:
     """The projection that a configuration names, for a residual stream of width `size`."""
     match config:

@@ -1,0 +1,123 @@
+"""The residual blocks that models are made of, and what turns tokens into their input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from terseformer.config import AttentionProjectionConfig, EncoderDecoderConfig, ModelConfig
+from terseformer.layers.attention import Attention, BidirectionalSoftmax, CausalSoftmax, CrossAttention
+from terseformer.layers.dropout import SequenceDropout
+from terseformer.layers.feedforward import feed_forward
+from terseformer.layers.position import LearnedPositions, SinusoidalPositions
+from terseformer.layers.qkv import attention_projection
+from terseformer.layers.recurrence import RecurrentBranch
+from terseformer.state import Chunk, KeyValueCache, LayerState, RecurrentCarry, Source
+
+AnyConfig = ModelConfig | EncoderDecoderConfig
+
+
+def norm(config: AnyConfig) -> nn.Module:
+    """The normalisation that a configuration names."""
+    if config.norm == "rms_norm":
+        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+
+
+def positions(config: AnyConfig) -> LearnedPositions | SinusoidalPositions:
+    """The vectors of positions that a configuration names."""
+    if config.position == "learned":
+        return LearnedPositions(config.max_position_embeddings, config.hidden_size, config.dropout)
+    return SinusoidalPositions(config.hidden_size, config.dropout)
+
+
+def self_attention(
+    config: AnyConfig, projection: AttentionProjectionConfig, rope_theta: float | None = None, causal: bool = True
+) -> Attention:
+    """Attention of tokens to those before them, or to all of their sequence."""
+    pattern = (CausalSoftmax if causal else BidirectionalSoftmax)(config.attention_dropout)
+    return Attention(
+        attention_projection(projection, config.hidden_size), config.num_attention_heads, pattern, rope_theta
+    )
+
+
+class FeedForwardLayer(nn.Module):
+    """feed_forward(norm(x)), and the recurrent branch beside it."""
+
+    def __init__(self, config: AnyConfig) -> None:
+        super().__init__()
+        self.feed_forward_norm = norm(config)
+        self.feed_forward = feed_forward(config.feed_forward, config.hidden_size)
+        self.feed_forward_dropout = SequenceDropout(config.dropout)
+        if config.sru.num_layers:
+            self.recurrent_norm = norm(config)
+            self.recurrent = RecurrentBranch(config.hidden_size, config.sru.size, config.sru.num_layers)
+        else:
+            self.recurrent = None
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], chunk: Chunk, state: LayerState | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """What the layer adds to the residual stream."""
+        y = self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
+        if self.recurrent is None:
+            return y
+        return y + self.recurrent(self.recurrent_norm(x), chunk, state.carries if state is not None else None)
+
+    def new_carries(self, batch: int) -> list[RecurrentCarry]:
+        """Empty carries of the recurrent branch."""
+        return [] if self.recurrent is None else self.recurrent.new_carries(batch)
+
+
+class Block(FeedForwardLayer):
+    """x + attention(norm(x)); with `cross`, x + cross(norm(x), source); then x + feed_forward(norm(x)).
+
+    Args:
+        config: the model.
+        attention: to the tokens of x itself.
+        cross: to those of a source.
+    """
+
+    def __init__(self, config: AnyConfig, attention: Attention, cross: CrossAttention | None = None) -> None:
+        super().__init__(config)
+        self.attention_norm = norm(config)
+        self.attention = attention
+        self.attention_dropout = nn.Dropout(config.dropout)
+        self.cross = cross
+        if cross is not None:
+            self.cross_norm = norm(config)
+            self.cross_dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], chunk: Chunk, state: LayerState | None = None, source: Source | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """The residual stream behind the block."""
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), chunk, state))
+        if self.cross is not None:
+            assert source is not None
+            x = x + self.cross_dropout(self.cross(self.cross_norm(x), source, chunk, state))
+        return x + super().forward(x, chunk, state)
+
+    def new_state(self, config: AnyConfig, batch: int, capacity: int) -> LayerState:
+        """What the block remembers before the first token."""
+        memories = self.attention.projection.new_memories(batch)
+        if self.cross is not None:
+            memories |= self.cross.projection.new_memories(batch)
+        return LayerState(new_cache(self, config, batch, capacity), memories, self.new_carries(batch))
+
+
+def new_states(blocks: Iterable[nn.Module], config: AnyConfig, batch: int, capacity: int) -> list[LayerState]:
+    """What some blocks remember before the first token."""
+    states = []
+    for block in blocks:
+        assert isinstance(block, Block)
+        states.append(block.new_state(config, batch, capacity))
+    return states
+
+
+def new_cache(layer: nn.Module, config: AnyConfig, batch: int, capacity: int) -> KeyValueCache:
+    """An empty cache, with the dtype and device of a layer's parameters."""
+    like = next(layer.parameters()).detach()
+    return KeyValueCache.new(batch, config.num_attention_heads, capacity, config.head_dim, like)

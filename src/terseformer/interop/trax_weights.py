@@ -1,0 +1,295 @@
+"""Trax's weights under our names.
+
+Trax keeps the weights of a model as a list in the order of its layer tree. Here each part declares what it takes from
+the front of such a list: for each weight our name, Trax's shape, and what turns one into the other. The turns only
+permute, so that gradients go the same way as weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from terseformer import config as c
+from terseformer.errors import UserError
+
+Array = np.ndarray
+
+
+class TraxError(UserError):
+    """A model or a file of Trax's that cannot be taken over: the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weight."""
+
+    name: str
+    """Ours."""
+    shape: tuple[int, ...]
+    """Trax's."""
+    turn: Callable[[Array], Array] = lambda array: array
+    """From Trax's layout to ours."""
+
+
+Entries = list[Entry]
+
+
+def under(prefix: str, entries: Entries) -> Entries:
+    """The weights of a submodule."""
+    return [replace(entry, name=f"{prefix}.{entry.name}") for entry in entries]
+
+
+def fill(entries: Sequence[Entry], arrays: Sequence[Array]) -> dict[str, Array]:
+    """The weights by name.
+
+    Raises:
+        TraxError: the shapes are others; the message names the first place where they part.
+    """
+    for index, entry in enumerate(entries):
+        if index == len(arrays):
+            raise TraxError(f"the file ends after {index} weights; {entry.name}, {list(entry.shape)}, should follow")
+        if arrays[index].shape != entry.shape:
+            raise TraxError(
+                f"weight {index} of the file has shape {list(arrays[index].shape)}, but {entry.name} needs "
+                f"{list(entry.shape)}; do the model's arguments belong to these weights?"
+            )
+    if len(arrays) > len(entries):
+        raise TraxError(
+            f"the file has {len(arrays)} weights, but the model has {len(entries)}; the first that is left over has "
+            f"shape {list(arrays[len(entries)].shape)}"
+        )
+    return {entry.name: np.ascontiguousarray(entry.turn(a)) for entry, a in zip(entries, arrays, strict=True)}
+
+
+def _transposed(array: Array) -> Array:
+    return array.T
+
+
+# Small parts.
+
+
+def dense(size_in: int, size_out: int, bias: bool = True) -> Entries:
+    """Trax's matrix is [in, out]."""
+    return [Entry("weight", (size_in, size_out), _transposed)] + ([Entry("bias", (size_out,))] if bias else [])
+
+
+def layer_norm(size: int, kind: str = "layer_norm") -> Entries:
+    """A gain and, unless it is an RMS norm, a bias."""
+    return [Entry("weight", (size,))] + ([Entry("bias", (size,))] if kind == "layer_norm" else [])
+
+
+def low_rank(size_in: int, size_out: int, rank: int) -> Entries:
+    """`LowRankDense`."""
+    return under("0", dense(size_in, rank)) + under("1", dense(rank, size_out))
+
+
+def multiplicative(size_in: int, size_out: int, modules: int) -> Entries:
+    """`FactoredDense`."""
+    return [
+        Entry("modules_weight", (modules, size_in)),
+        Entry("features_weight", (size_in, size_out // modules)),
+        Entry("bias", (size_out,)),
+    ]
+
+
+def multiplicative_modular(size: int, modules: int) -> Entries:
+    """`MultiplicativeModularSparseDense`."""
+    width = size // modules
+    return [
+        Entry("modules_weight", (modules, size)),
+        Entry("features_weight", (size, width)),
+        Entry("mixing_weight", (modules, width, width)),
+        Entry("bias", (size,)),
+    ]
+
+
+def local_convolution(module_in: int, module_out: int, module_kernel: int, length_kernel: int) -> Entries:
+    """`LocallyConvDense`."""
+    return [Entry("kernel", (length_kernel, module_kernel, module_in, module_out)), Entry("bias", (module_out,))]
+
+
+def locally_connected(module_in: int, module_out: int, modules: int, module_kernel: int) -> Entries:
+    """`LocallyConnectedDense`."""
+    return [Entry("weight", (modules, module_kernel, module_in, module_out)), Entry("bias", (modules, module_out))]
+
+
+def sru(size: int) -> Entries:
+    """`SRU`."""
+    return under("gates", dense(size, 3 * size))
+
+
+# Feed-forward layers.
+
+
+def feed_forward(config: c.FeedForwardConfig, size: int) -> Entries:
+    """The layer that a configuration names."""
+    units = config.intermediate_size
+    match config:
+        case c.DenseFeedForwardConfig():
+            return under("up", dense(size, units)) + under("down", dense(units, size))
+        case c.SparseFeedForwardConfig(ff_block_size=block, controller_rank=rank):
+            return _sparse_feed_forward(size, units, block, rank)
+        case c.BlockFeedForwardConfig() | c.SwitchFeedForwardConfig():
+            return [
+                Entry("controller.choose.weight", (size, config.num_experts), _transposed),
+                Entry("up_weight", (size, units), _transposed),
+                Entry("down_weight", (units, size)),
+                Entry("bias", (size,)),
+            ]
+
+
+def _sparse_feed_forward(size: int, units: int, block: int, rank: int) -> Entries:
+    """Unit j of ours is element j % N of block j // N."""
+    blocks = units // block
+    return [
+        Entry("controller.down.weight", (size, rank), _transposed),
+        Entry("controller.up.weight", (rank, blocks, block), lambda a: a.reshape(rank, units).T),
+        Entry("controller.up.bias", (blocks, block), lambda a: a.reshape(units)),
+        Entry("up_weight", (size, blocks, block), lambda a: a.reshape(size, units).T),
+        Entry("down_weight", (block, blocks, size), lambda a: a.transpose(1, 0, 2).reshape(units, size)),
+        Entry("bias", (size,)),
+    ]
+
+
+# Attention.
+
+
+def attention_projection(config: c.AttentionProjectionConfig, size: int) -> Entries:
+    """q, k, v and the output."""
+    match config:
+        case c.SparseProjectionConfig():
+            return _sparse_projection(config, size)
+        case c.DenseProjectionConfig():
+            layer = dense(size, size)
+        case c.LowRankProjectionConfig(rank=rank):
+            layer = low_rank(size, size, rank)
+        case c.MultiplicativeProjectionConfig(qkv_modules=s):
+            layer = multiplicative(size, size, s)
+        case c.MultiplicativeModularProjectionConfig(qkv_modules=s):
+            layer = multiplicative_modular(size, s)
+        case c.LocallyConnectedProjectionConfig(qkv_modules=s, module_kernel=k):
+            layer = locally_connected(size // s, size // s, s, k)
+        case c.LocalConvolutionProjectionConfig(qkv_modules=s, module_kernel=k, length_kernel=length):
+            layer = local_convolution(size // s, size // s, k, length)
+    return [entry for name in ("query", "key", "value", "out") for entry in under(name, layer)]
+
+
+def _sparse_projection(config: c.SparseProjectionConfig, size: int) -> Entries:
+    modules, length = config.qkv_modules, config.length_kernel
+    width = size // modules
+    convolution = local_convolution(width, width, config.module_kernel, length)
+    value_width = width if config.value_input == "none" else 2 * width
+    entries = under("shared", multiplicative(size, size, modules)) + under("query", convolution)
+    if not config.share_qk:
+        entries += under("key", convolution)
+    entries += under("value", local_convolution(value_width, width, 1, length))
+    if "mult" in config.output_layer:
+        entries += under("out_mult", multiplicative(size, size, modules))
+    if "conv" in config.output_layer:
+        entries += under("out_conv", convolution)
+    return entries
+
+
+def cross_projection(config: c.CrossProjectionConfig, size: int) -> Entries:
+    """`AttentionQKV`, dense or with a sparse query."""
+    layer = dense(size, size)
+    if isinstance(config, c.DenseProjectionConfig):
+        return [entry for name in ("query", "key", "value", "out") for entry in under(name, layer)]
+    width = size // config.qkv_modules
+    query = under("shared", multiplicative(size, size, config.qkv_modules))
+    query += under("convolution", local_convolution(width, width, config.module_kernel, config.length_kernel))
+    return under("query", query) + under("key", layer) + under("value", layer)
+
+
+# Models.
+
+
+def model(config: c.ModelConfig | c.EncoderDecoderConfig) -> Entries:
+    """All weights of a model, in Trax's order."""
+    match config:
+        case c.ModelConfig():
+            return _language_model(config)
+        case c.Seq2SeqConfig():
+            return _seq2seq(config)
+        case c.TerraformerConfig():
+            return _terraformer(config)
+
+
+def _norm(config: c.ModelConfig | c.EncoderDecoderConfig) -> Entries:
+    return layer_norm(config.hidden_size, config.norm)
+
+
+def _feed_forward_layer(config: c.ModelConfig | c.EncoderDecoderConfig) -> Entries:
+    """With the norm before it and the recurrent branch beside it."""
+    size, narrow = config.hidden_size, config.sru.size
+    entries = under("feed_forward_norm", _norm(config)) + under("feed_forward", feed_forward(config.feed_forward, size))
+    if config.sru.num_layers:
+        branch = under("down", dense(size, narrow))
+        for index in range(config.sru.num_layers):
+            branch += under(f"layers.{index}", sru(narrow))
+        branch += under("up", dense(narrow, size))
+        entries += under("recurrent_norm", _norm(config)) + under("recurrent", branch)
+    return entries
+
+
+def _head(config: c.ModelConfig | c.EncoderDecoderConfig) -> Entries:
+    size, vocab_size = config.hidden_size, config.vocab_size
+    if isinstance(config.head, c.MultiplicativeHeadConfig):
+        return under("head", multiplicative(size, vocab_size, config.head.head_modules))
+    return under("head", dense(size, vocab_size))
+
+
+def _embedding(config: c.ModelConfig | c.EncoderDecoderConfig) -> Entries:
+    return [Entry("embedding.weight", (config.vocab_size, config.hidden_size))]
+
+
+def _position(config: c.ModelConfig | c.EncoderDecoderConfig, name: str = "position") -> Entries:
+    if config.position != "learned":
+        return []
+    return [Entry(f"{name}.weight", (config.max_position_embeddings, config.hidden_size))]
+
+
+def _language_model(config: c.ModelConfig) -> Entries:
+    entries = _embedding(config) + _position(config)
+    for index in range(config.num_hidden_layers):
+        block = under("attention_norm", _norm(config))
+        block += under("attention.projection", attention_projection(config.attention, config.hidden_size))
+        entries += under(f"blocks.{index}", block + _feed_forward_layer(config))
+    return entries + under("norm", _norm(config)) + _head(config)
+
+
+def _seq2seq(config: c.Seq2SeqConfig) -> Entries:
+    size = config.hidden_size
+    entries = _embedding(config) + _position(config, "encoder_position")
+    for index in range(config.num_encoder_layers):
+        block = under("attention_norm", _norm(config))
+        block += under("attention.projection", attention_projection(config.encoder_attention, size))
+        entries += under(f"encoder_blocks.{index}", block + _feed_forward_layer(config))
+    entries += under("encoder_norm", _norm(config)) + _position(config)
+    for index in range(config.num_decoder_layers):
+        block = under("attention_norm", _norm(config))
+        block += under("attention.projection", attention_projection(config.attention, size))
+        block += under("cross_norm", _norm(config))
+        block += under("cross.projection", cross_projection(config.cross_attention, size))
+        entries += under(f"blocks.{index}", block + _feed_forward_layer(config))
+    return entries + under("norm", _norm(config)) + _head(config)
+
+
+def _terraformer(config: c.TerraformerConfig) -> Entries:
+    size = config.hidden_size
+
+    def stack(blocks: int, attentions: int, projection: c.AttentionProjectionConfig) -> Entries:
+        attention = under("norm", _norm(config))
+        attention += under("attention.projection", attention_projection(projection, size))
+        layers = ([attention] * attentions + [_feed_forward_layer(config)]) * blocks
+        return [entry for index, layer in enumerate(layers) for entry in under(f"layers.{index}", layer)]
+
+    entries = _embedding(config) + _position(config, "encoder_position") + _position(config)
+    entries += under("encoder", stack(config.num_encoder_layers, 1, config.encoder_attention))
+    if not config.reversible_encoder:
+        entries += under("encoder_out", dense(size, size)) + under("encoder_norm", _norm(config))
+    entries += under("decoder", stack(config.num_decoder_layers, config.num_attention_layers, config.attention))
+    return entries + under("norm", _norm(config)) + _head(config)

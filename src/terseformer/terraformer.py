@@ -1,0 +1,174 @@
+"""Terraformer: a reversible encoder-decoder whose decoder goes on where the source ends."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from terseformer.blocks import FeedForwardLayer, new_cache, norm, positions, self_attention
+from terseformer.config import AttentionProjectionConfig, TerraformerConfig
+from terseformer.layers.dropout import SequenceDropout
+from terseformer.layers.head import language_model_head
+from terseformer.layers.initializers import dense
+from terseformer.layers.reversible import Pair, ReversibleStack
+from terseformer.seq2seq import check_pairs, source_chunk
+from terseformer.state import Chunk, DecodeState, LayerState, check_length, first_chunk
+
+
+class AttentionLayer(nn.Module):
+    """attention(norm(x))."""
+
+    def __init__(self, config: TerraformerConfig, projection: AttentionProjectionConfig, causal: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = norm(config)
+        self.attention = self_attention(config, projection, causal=causal)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], chunk: Chunk, state: LayerState | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """What the layer adds to a stream."""
+        return self.attention(self.norm(x), chunk, state)
+
+    def new_state(self, batch: int, capacity: int) -> LayerState:
+        """What the layer remembers before the first token."""
+        cache = new_cache(self, self.config, batch, capacity)
+        return LayerState(cache, self.attention.projection.new_memories(batch))
+
+
+class Terraformer(nn.Module):
+    """A reversible Transformer that reads the source and writes the target as one sequence.
+
+    The decoder's blocks are causal over the source's encoded tokens and the target's, which follow the last real one
+    of the source, so that there is no cross-attention. `model(source, target)` gives, at each position of the target,
+    the logits of its next token. A target begins with the padding token.
+
+    Source: section 4 of the paper; `ConfigurableTerraformer` of the reference, less its shift of the target to the
+    right. Unlike there, rows of a batch may have sources of different lengths in decoding too.
+    """
+
+    def __init__(self, config: TerraformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.embedding.weight)
+        self.embedding_dropout = SequenceDropout(config.dropout)
+        self.encoder_position, self.position = positions(config), positions(config)
+        self.encoder = self._stack(config.num_encoder_layers, 1, config.encoder_attention, config.swap_twice, False)
+        if not config.reversible_encoder:
+            self.encoder_out = dense(config.hidden_size, config.hidden_size)
+            self.encoder_norm = norm(config)
+        self.decoder = self._stack(config.num_decoder_layers, config.num_attention_layers, config.attention, True, True)
+        self.norm = norm(config)
+        self.head = language_model_head(config.head, config.hidden_size, self.embedding)
+
+    def _stack(
+        self, blocks: int, attentions: int, projection: AttentionProjectionConfig, swap_last: bool, causal: bool
+    ) -> ReversibleStack:
+        layers: list[nn.Module] = []
+        for _ in range(blocks):
+            layers += [AttentionLayer(self.config, projection, causal) for _ in range(attentions)]
+            layers.append(FeedForwardLayer(self.config))
+        return ReversibleStack(layers, ([True] * attentions + [swap_last]) * blocks)
+
+    def forward(
+        self, source: Int[Tensor, "B N"], target: Int[Tensor, "B T"], num_source: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the next target token at each position.
+
+        Args:
+            source: token ids; those behind a row's real ones are padding.
+            target: token ids.
+            num_source: real tokens at the head of each source; default: those that are not `pad_token_id`.
+
+        Raises:
+            ValueError: a sequence longer than `max_position_embeddings`, or different numbers of rows.
+        """
+        check_pairs(source, target)
+        streams, num_source = self.encode(source, num_source)
+        x = self._embed(target, first_chunk(target).positions)
+        first, second = (join(stream, x, num_source) for stream in streams)
+        merged = first_chunk(first, num_source + target.shape[1])
+        x = self.norm(mean(self.decoder((first, second), merged)))
+        return self.head(following(x, num_source, target.shape[1]))
+
+    def encode(
+        self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None
+    ) -> tuple[Pair, Int[Tensor, " B"]]:
+        """A source's two streams, equal if the encoder is not reversible, and its number of real tokens."""
+        chunk, num_source = source_chunk(source, num_source, self.config)
+        x = self.embedding_dropout(self.embedding(source)) + self.encoder_position(chunk.positions)
+        streams = self.encoder((x, x), chunk)
+        if self.config.reversible_encoder:
+            return streams, num_source
+        x = self.encoder_norm(self.encoder_out(mean(streams)))
+        return (x, x), num_source
+
+    def new_state(
+        self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None, capacity: int | None = None
+    ) -> DecodeState:
+        """A state that has read a source and nothing of its target.
+
+        Args:
+            source: token ids.
+            num_source: real tokens at the head of each source; default: those that are not `pad_token_id`.
+            capacity: longest target that fits, in tokens; default `max_position_embeddings`.
+        """
+        streams, num_source = self.encode(source, num_source)
+        room = source.shape[1] + (capacity or self.config.max_position_embeddings)
+        layers = []
+        for layer in self.decoder.layers:
+            if isinstance(layer, AttentionLayer):
+                layers.append(layer.new_state(len(source), room))
+            else:
+                assert isinstance(layer, FeedForwardLayer)
+                layers.append(LayerState(carries=layer.new_carries(len(source))))
+        state = DecodeState(torch.zeros_like(num_source), layers, room, num_source)
+        self._decode(streams, state, state.chunk(source, num_source))
+        return state
+
+    def decode(
+        self, target: Int[Tensor, "B T"], state: DecodeState, num_real: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the next token at each position of a target's continuation; changes the state in place."""
+        assert state.num_source is not None
+        chunk = state.chunk(target, num_real)
+        x = self._embed(target, chunk.positions - state.num_source[:, None])
+        state.check_room(chunk)
+        return self.head(self.norm(mean(self._decode((x, x), state, chunk))))
+
+    def _embed(self, target: Tensor, places: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        check_length(int(places[:, -1].max()) + 1, self.config.max_position_embeddings, "the target")
+        return self.embedding_dropout(self.embedding(target)) + self.position(places)
+
+    def _decode(self, streams: Pair, state: DecodeState, chunk: Chunk) -> Pair:
+        streams = self.decoder(streams, chunk, each=[(layer,) for layer in state.layers])
+        state.advance(chunk)
+        return streams
+
+
+def mean(streams: Pair) -> Float[Tensor, "B T D"]:
+    """The mean of two streams."""
+    return (streams[0] + streams[1]) / 2
+
+
+def join(source: Float[Tensor, "B N D"], target: Float[Tensor, "B T D"], num_source: Int[Tensor, " B"]) -> Tensor:
+    """Each target behind its source's last real token, [B, N + T, D]; what follows it means nothing.
+
+    Source: `ConcatWithPadding` of the reference.
+    """
+    length = source.shape[1]
+    place = torch.arange(length + target.shape[1], device=source.device)
+    behind = place - num_source[:, None]  # in the target
+    index = torch.where(behind < 0, place, (length + behind).clamp(max=len(place) - 1))
+    return torch.cat([source, target], dim=1).gather(1, index[..., None].expand(-1, -1, source.shape[-1]))
+
+
+def following(x: Float[Tensor, "B P D"], num_source: Int[Tensor, " B"], length: int) -> Float[Tensor, "B T D"]:
+    """The `length` vectors behind each row's source.
+
+    Source: `StripFromConcatenateWithPadding` of the reference.
+    """
+    index = num_source[:, None] + torch.arange(length, device=x.device)
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

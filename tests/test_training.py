@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -332,11 +332,18 @@ def test_batch_must_divide_among_processes_and_parts(text, tmp_path, monkeypatch
         make_trainer(make_recipe(text, gradient_accumulation_steps=2), tmp_path)
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A shell's background jobs begin with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_second_signal_acts_at_once(text, tmp_path, monkeypatch):
     def twice() -> None:
         interrupt()
-        while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # two signals may become one
-            time.sleep(0.001)
         interrupt()
 
     at_step(2, twice, monkeypatch)

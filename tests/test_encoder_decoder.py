@@ -185,6 +185,16 @@ def test_what_does_not_fit(config: EncoderDecoderConfig) -> None:
         model.decode(draw(2, 12), model.new_state(draw(2, 3)))
 
 
+@every_model
+@torch.no_grad()
+def test_padding_may_reach_beyond_the_end(config: EncoderDecoderConfig) -> None:
+    model, source, target = new_model(config), draw(2, 3), draw(2, 11, seed=2)
+    state = model.new_state(source, capacity=13)
+    model.decode(target[:, :9], state)
+    logits = model.decode(draw(2, 4, seed=3).index_copy(1, torch.arange(2), target[:, 9:]), state, torch.tensor([2, 2]))
+    assert_close(logits[:, :2], model(source, target)[:, 9:], **CLOSE)
+
+
 def test_a_target_lies_behind_its_source() -> None:
     source = torch.arange(1.0, 9).view(2, 4, 1)
     target = -torch.arange(1.0, 7).view(2, 3, 1)

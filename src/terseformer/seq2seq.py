@@ -6,31 +6,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from terseformer.blocks import Block, new_states, norm, positions, self_attention
-from terseformer.config import EncoderDecoderConfig, Seq2SeqConfig
+from terseformer.blocks import Block, new_states, norm, self_attention
+from terseformer.config import Seq2SeqConfig
+from terseformer.encoder_decoder import EncoderDecoder
 from terseformer.layers.attention import CrossAttention
-from terseformer.layers.dropout import SequenceDropout
-from terseformer.layers.head import language_model_head
 from terseformer.layers.qkv import cross_projection
-from terseformer.state import Chunk, DecodeState, Source, check_length, first_chunk
+from terseformer.state import Chunk, DecodeState, Source, first_chunk
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(EncoderDecoder):
     """A Transformer encoder-decoder.
-
-    `model(source, target)` gives, at each position of the target, the logits of its next token. A target begins with
-    the padding token.
 
     Source: `ConfigurableTransformer` of the reference, less its shift of the target to the right.
     """
 
     def __init__(self, config: Seq2SeqConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        nn.init.normal_(self.embedding.weight)
-        self.embedding_dropout = SequenceDropout(config.dropout)
-        self.encoder_position, self.position = positions(config), positions(config)
         self.encoder_blocks = nn.ModuleList(
             Block(config, self_attention(config, config.encoder_attention, causal=False))
             for _ in range(config.num_encoder_layers)
@@ -40,39 +32,25 @@ class Seq2Seq(nn.Module):
             Block(config, self_attention(config, config.attention), self._cross_attention())
             for _ in range(config.num_decoder_layers)
         )
-        self.norm = norm(config)
-        self.head = language_model_head(config.head, config.hidden_size, self.embedding)
 
     def _cross_attention(self) -> CrossAttention:
         projection = cross_projection(self.config.cross_attention, self.config.hidden_size)
         return CrossAttention(projection, self.config.num_attention_heads, self.config.attention_dropout)
 
-    def forward(
-        self, source: Int[Tensor, "B N"], target: Int[Tensor, "B T"], num_source: Int[Tensor, " B"] | None = None
-    ) -> Float[Tensor, "B T V"]:
-        """Logits of the next target token at each position.
-
-        Args:
-            source: token ids; those behind a row's real ones are padding.
-            target: token ids.
-            num_source: real tokens at the head of each source; default: those that are not `pad_token_id`.
-
-        Raises:
-            ValueError: a sequence longer than `max_position_embeddings`, or different numbers of rows.
-        """
-        check_pairs(source, target)
-        encoded, num_source = self.encode(source, num_source)
-        return self.head(self._decode(target, first_chunk(target), self._sources(encoded, num_source)))
-
     def encode(
         self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B N D"], Int[Tensor, " B"]]:
         """A source's hidden vectors and its number of real tokens."""
-        chunk, num_source = source_chunk(source, num_source, self.config)
-        x = self.embedding_dropout(self.embedding(source)) + self.encoder_position(chunk.positions)
+        x, chunk, num_source = self.embed_source(source, num_source)
         for block in self.encoder_blocks:
             x = block(x, chunk)
         return self.encoder_norm(x), num_source
+
+    def hidden(
+        self, encoded: Float[Tensor, "B N D"], num_source: Int[Tensor, " B"], target: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """The normalised hidden vectors of a whole target."""
+        return self._decode(target, first_chunk(target), self._sources(encoded, num_source))
 
     def new_state(
         self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None, capacity: int | None = None
@@ -109,34 +87,9 @@ class Seq2Seq(nn.Module):
     def _decode(
         self, target: Tensor, chunk: Chunk, sources: list[Source], state: DecodeState | None = None
     ) -> Float[Tensor, "B T D"]:
-        check_length(chunk.end, self.config.max_position_embeddings, "the target")
+        x = self.embed_target(target, chunk.positions, chunk.end)
         if state is not None:
             state.check_room(chunk)
-        x = self.embedding_dropout(self.embedding(target)) + self.position(chunk.positions)
         for index, (block, source) in enumerate(zip(self.blocks, sources, strict=True)):
             x = block(x, chunk, state.layers[index] if state is not None else None, source)
         return self.norm(x)
-
-
-def source_chunk(
-    source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None, config: EncoderDecoderConfig
-) -> tuple[Chunk, Int[Tensor, " B"]]:
-    """Where the tokens of sources stand, and how many at the head of each row are no padding.
-
-    Raises:
-        ValueError: a source is empty or longer than `max_position_embeddings`, or there is another number of rows.
-    """
-    if num_source is None:
-        places = torch.arange(1, source.shape[1] + 1, device=source.device)
-        num_source = ((source != config.pad_token_id) * places).amax(-1)
-    chunk = first_chunk(source, num_source)
-    check_length(chunk.end, config.max_position_embeddings, "the source")
-    if int(num_source.min()) < 1:
-        raise ValueError("a source has no token; leave it out")
-    return chunk, num_source
-
-
-def check_pairs(source: Tensor, target: Tensor) -> None:
-    """Raises ValueError where there are not as many targets as sources."""
-    if len(source) != len(target):
-        raise ValueError(f"there are {len(source)} sources, but {len(target)} targets")

@@ -6,14 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from terseformer.blocks import FeedForwardLayer, new_cache, norm, positions, self_attention
+from terseformer.blocks import FeedForwardLayer, new_cache, norm, self_attention
 from terseformer.config import AttentionProjectionConfig, TerraformerConfig
-from terseformer.layers.dropout import SequenceDropout
-from terseformer.layers.head import language_model_head
+from terseformer.encoder_decoder import EncoderDecoder
 from terseformer.layers.initializers import dense
 from terseformer.layers.reversible import Pair, ReversibleStack
-from terseformer.seq2seq import check_pairs, source_chunk
-from terseformer.state import Chunk, DecodeState, LayerState, check_length, first_chunk
+from terseformer.state import Chunk, DecodeState, LayerState, first_chunk
 
 
 class AttentionLayer(nn.Module):
@@ -37,31 +35,24 @@ class AttentionLayer(nn.Module):
         return LayerState(cache, self.attention.projection.new_memories(batch))
 
 
-class Terraformer(nn.Module):
+class Terraformer(EncoderDecoder):
     """A reversible Transformer that reads the source and writes the target as one sequence.
 
     The decoder's blocks are causal over the source's encoded tokens and the target's, which follow the last real one
-    of the source, so that there is no cross-attention. `model(source, target)` gives, at each position of the target,
-    the logits of its next token. A target begins with the padding token.
+    of the source, so that there is no cross-attention.
 
     Source: section 4 of the paper; `ConfigurableTerraformer` of the reference, less its shift of the target to the
     right. Unlike there, rows of a batch may have sources of different lengths in decoding too.
     """
 
     def __init__(self, config: TerraformerConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        nn.init.normal_(self.embedding.weight)
-        self.embedding_dropout = SequenceDropout(config.dropout)
-        self.encoder_position, self.position = positions(config), positions(config)
         self.encoder = self._stack(config.num_encoder_layers, 1, config.encoder_attention, config.swap_twice, False)
         if not config.reversible_encoder:
             self.encoder_out = dense(config.hidden_size, config.hidden_size)
             self.encoder_norm = norm(config)
         self.decoder = self._stack(config.num_decoder_layers, config.num_attention_layers, config.attention, True, True)
-        self.norm = norm(config)
-        self.head = language_model_head(config.head, config.hidden_size, self.embedding)
 
     def _stack(
         self, blocks: int, attentions: int, projection: AttentionProjectionConfig, swap_last: bool, causal: bool
@@ -72,38 +63,27 @@ class Terraformer(nn.Module):
             layers.append(FeedForwardLayer(self.config))
         return ReversibleStack(layers, ([True] * attentions + [swap_last]) * blocks)
 
-    def forward(
-        self, source: Int[Tensor, "B N"], target: Int[Tensor, "B T"], num_source: Int[Tensor, " B"] | None = None
-    ) -> Float[Tensor, "B T V"]:
-        """Logits of the next target token at each position.
-
-        Args:
-            source: token ids; those behind a row's real ones are padding.
-            target: token ids.
-            num_source: real tokens at the head of each source; default: those that are not `pad_token_id`.
-
-        Raises:
-            ValueError: a sequence longer than `max_position_embeddings`, or different numbers of rows.
-        """
-        check_pairs(source, target)
-        streams, num_source = self.encode(source, num_source)
-        x = self._embed(target, first_chunk(target).positions)
-        first, second = (join(stream, x, num_source) for stream in streams)
-        merged = first_chunk(first, num_source + target.shape[1])
-        x = self.norm(mean(self.decoder((first, second), merged)))
-        return self.head(following(x, num_source, target.shape[1]))
-
     def encode(
         self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None
     ) -> tuple[Pair, Int[Tensor, " B"]]:
         """A source's two streams, equal if the encoder is not reversible, and its number of real tokens."""
-        chunk, num_source = source_chunk(source, num_source, self.config)
-        x = self.embedding_dropout(self.embedding(source)) + self.encoder_position(chunk.positions)
+        x, chunk, num_source = self.embed_source(source, num_source)
         streams = self.encoder((x, x), chunk)
         if self.config.reversible_encoder:
             return streams, num_source
         x = self.encoder_norm(self.encoder_out(mean(streams)))
         return (x, x), num_source
+
+    def hidden(
+        self, encoded: Pair, num_source: Int[Tensor, " B"], target: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """The normalised hidden vectors of a whole target."""
+        chunk = first_chunk(target)
+        x = self.embed_target(target, chunk.positions, chunk.end)
+        first, second = (join(stream, x, num_source) for stream in encoded)
+        merged = first_chunk(first, num_source + chunk.end)
+        x = self.norm(mean(self.decoder((first, second), merged)))
+        return following(x, num_source, chunk.end)
 
     def new_state(
         self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None, capacity: int | None = None
@@ -134,13 +114,11 @@ class Terraformer(nn.Module):
         """Logits of the next token at each position of a target's continuation; changes the state in place."""
         assert state.num_source is not None
         chunk = state.chunk(target, num_real)
-        x = self._embed(target, chunk.positions - state.num_source[:, None])
+        before = state.lengths - state.num_source
+        end = int((before + (target.shape[1] if num_real is None else num_real)).max())
+        x = self.embed_target(target, chunk.positions - state.num_source[:, None], end)
         state.check_room(chunk)
         return self.head(self.norm(mean(self._decode((x, x), state, chunk))))
-
-    def _embed(self, target: Tensor, places: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        check_length(int(places[:, -1].max()) + 1, self.config.max_position_embeddings, "the target")
-        return self.embedding_dropout(self.embedding(target)) + self.position(places)
 
     def _decode(self, streams: Pair, state: DecodeState, chunk: Chunk) -> Pair:
         streams = self.decoder(streams, chunk, each=[(layer,) for layer in state.layers])

@@ -27,12 +27,19 @@ def real_mask(num_real: Int[Tensor, " B"], length: int) -> Tensor:
     return (torch.arange(length, device=num_real.device) < num_real[:, None])[:, None, None]
 
 
-class CausalSoftmax(nn.Module):
-    """softmax(q k^T / sqrt(K)) v over the tokens up to the present one; dropout on the weights."""
-
+class _Softmax(nn.Module):
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = dropout
+
+    @property
+    def rate(self) -> float:
+        """Of the dropout now."""
+        return self.dropout if self.training else 0.0
+
+
+class CausalSoftmax(_Softmax):
+    """softmax(q k^T / sqrt(K)) v over the tokens up to the present one; dropout on the weights."""
 
     def forward(
         self,
@@ -42,20 +49,15 @@ class CausalSoftmax(nn.Module):
         chunk: Chunk,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B H T K"]:
-        dropout = self.dropout if self.training else 0.0
         if cache is None:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=self.rate, is_causal=True)
         k, v = cache.append(k, v, chunk)
         mask = torch.arange(chunk.end, device=q.device) <= chunk.positions[:, None, :, None]  # [B, 1, T, C]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-class BidirectionalSoftmax(nn.Module):
+class BidirectionalSoftmax(_Softmax):
     """softmax(q k^T / sqrt(K)) v over all real tokens of a sequence; dropout on the weights."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.dropout = dropout
 
     def forward(
         self,
@@ -67,7 +69,7 @@ class BidirectionalSoftmax(nn.Module):
     ) -> Float[Tensor, "B H T K"]:
         assert cache is None, "what sees the tokens after it cannot read them one by one"
         mask = real_mask(chunk.num_real, k.shape[2]) if chunk.num_real is not None else None
-        return F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        return F.scaled_dot_product_attention(q, k, v, mask, self.rate)
 
 
 class Attention(nn.Module):

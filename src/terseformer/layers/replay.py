@@ -24,7 +24,7 @@ class Tape:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._start = self._generators()
+        self._start: tuple[Tensor, ...] = ()
         self._draws: list[tuple[Any, tuple[Tensor, ...]]] = []
         self._next: int | None = None  # None while recording
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from terseformer.layers.replay import Tape
 
-Pair = tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]
+Pair = tuple[Float[Tensor, "B P D"], Float[Tensor, "B P D"]]
 
 
 @dataclass

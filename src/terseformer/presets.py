@@ -128,7 +128,7 @@ _VARIANTS = {
     "ff-qkv-loss": _Variant(ff_block_size=16, qkv=True, loss=True),
 }
 
-# What the best settings that we know change in the reference's, which are the defaults of config.py.
+# What the best settings that we know change in the reference's, which are the defaults in config/parts.py.
 _TUNED: dict[type, dict[str, Any]] = {
     SparseFeedForwardConfig: {"quant_prob": 1.0, "controller_gradient": "all"},
     SparseProjectionConfig: {"output_layer": "mult"},

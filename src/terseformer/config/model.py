@@ -1,0 +1,141 @@
+"""Models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from terseformer.config.checks import require, require_multiple, require_ranges
+from terseformer.config.parts import (
+    AttentionProjectionConfig,
+    CrossProjectionConfig,
+    DenseFeedForwardConfig,
+    DenseHeadConfig,
+    DenseProjectionConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    MultiplicativeHeadConfig,
+    SRUConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TransformerConfig:
+    vocab_size: int = 2048
+    """Tokens in the vocabulary, V."""
+    hidden_size: int = 256
+    """Width of the residual stream, D."""
+    num_attention_heads: int = 4
+    """Heads H; they divide hidden_size."""
+    max_position_embeddings: int = 512
+    """Longest sequence, in tokens."""
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    """Normalisation before each sublayer and before the head."""
+    norm_eps: float = 1e-6
+    """Constant under the root of the normalisation."""
+    dropout: float = 0.0
+    """Dropout on the embedding, the positions and each sublayer's output."""
+    attention_dropout: float = 0.0
+    """Dropout on the attention weights."""
+    attention: AttentionProjectionConfig = field(default_factory=DenseProjectionConfig)
+    """How q, k, v and the output of the decoder's self-attention are made."""
+    feed_forward: FeedForwardConfig = field(default_factory=DenseFeedForwardConfig)
+    """The feed-forward layer."""
+    sru: SRUConfig = field(default_factory=SRUConfig)
+    """The recurrent branch beside the feed-forward layer."""
+    head: HeadConfig = field(default_factory=DenseHeadConfig)
+    """From the last hidden vector to the logits."""
+
+    def __post_init__(self) -> None:
+        require_ranges(
+            "model",
+            self,
+            count=("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"),
+            positive=("norm_eps",),
+            share_below_one=("dropout", "attention_dropout"),
+        )
+        require_multiple("model.hidden_size", self.hidden_size, "model.num_attention_heads", self.num_attention_heads)
+        for name in ("attention", "encoder_attention", "cross_attention"):
+            modules = getattr(getattr(self, name, None), "qkv_modules", 1)
+            require_multiple("model.hidden_size", self.hidden_size, f"model.{name}.qkv_modules", modules)
+        if isinstance(self.head, MultiplicativeHeadConfig):
+            require_multiple("model.vocab_size", self.vocab_size, "model.head.head_modules", self.head.head_modules)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head, K."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_TransformerConfig):
+    """A causal language model."""
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    num_hidden_layers: int = 6
+    """Blocks of attention and feed-forward."""
+    position: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    """How a token knows its place; `learned` starts from the sinusoids, as the reference does."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_ranges("model", self, count=("num_hidden_layers",), positive=("rope_theta",))
+        if self.position == "rotary":
+            require(
+                self.head_dim % 2 == 0,
+                f"model.position = 'rotary' needs an even head width, not {self.head_dim}; "
+                "change model.num_attention_heads",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EncoderDecoderConfig(_TransformerConfig):
+    num_encoder_layers: int = 6
+    """Blocks of the encoder."""
+    num_decoder_layers: int = 6
+    """Blocks of the decoder."""
+    position: Literal["learned", "sinusoidal"] = "learned"
+    """How a token knows its place; encoder and decoder have tables of their own, which start from the sinusoids."""
+    encoder_attention: AttentionProjectionConfig = field(default_factory=DenseProjectionConfig)
+    """How q, k, v and the output of the encoder's attention are made."""
+    pad_token_id: int = 0
+    """The token that fills up a source; the decoder starts with it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_ranges("model", self, count=("num_encoder_layers", "num_decoder_layers"))
+        require(
+            0 <= self.pad_token_id < self.vocab_size,
+            f"model.pad_token_id must lie in [0, {self.vocab_size}), not {self.pad_token_id}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqConfig(_EncoderDecoderConfig):
+    """An encoder-decoder whose decoder looks at the source by cross-attention."""
+
+    kind: Literal["seq2seq"] = "seq2seq"
+    cross_attention: CrossProjectionConfig = field(default_factory=DenseProjectionConfig)
+    """How q, k, v and the output of the attention to the source are made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerraformerConfig(_EncoderDecoderConfig):
+    """A reversible encoder-decoder whose decoder goes on where the source ends, without cross-attention."""
+
+    kind: Literal["terraformer"] = "terraformer"
+    num_attention_layers: int = 2
+    """Attention layers of a decoder block, one after another."""
+    reversible_encoder: bool = False
+    """Hand on both streams of the encoder, instead of a dense layer and a norm of their mean."""
+    swap_twice: bool = True
+    """Exchange the two streams after each of an encoder block's layers, instead of after the attention only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_ranges("model", self, count=("num_attention_layers",))
+
+
+EncoderDecoderConfig = Seq2SeqConfig | TerraformerConfig

@@ -1,0 +1,89 @@
+"""Training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from terseformer.config.checks import require_multiple, require_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Sequences in a step, over all processes and accumulated parts."""
+    sequence_length: int = 128
+    """Tokens in a sequence."""
+    gradient_accumulation_steps: int = 1
+    """Parts that each step's batch is divided into."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """`adafactor` is the paper's."""
+    learning_rate: float = 2e-3
+    """Peak learning rate; for `rsqrt` the factor before 1 / sqrt(max(step, warmup_steps))."""
+    schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
+    """How the learning rate goes on after its warm-up."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    final_learning_rate: float = 0.1
+    """Where `cosine` ends, as a share of its peak."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the matrices."""
+    adam_beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 leaves them as they are."""
+    final_quant_prob: float | None = None
+    """If given, quant_prob moves from the model's value to this one, linearly over the run."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the matrix products; weights and optimiser state stay in fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: int = 0
+    """Seed of the weights, the batch order and the noise."""
+    evaluate_every: int = 250
+    """Steps between validations; 0 validates at the end only."""
+    evaluate_sequences: int = 256
+    """Validation sequences; 0 takes all."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    log_every: int = 10
+    """Steps between points of the curves."""
+    sample_prompt: str = ""
+    """Prompt of the sample that each validation prints."""
+
+    def __post_init__(self) -> None:
+        require_ranges(
+            "train",
+            self,
+            count=(
+                "steps",
+                "batch_size",
+                "sequence_length",
+                "gradient_accumulation_steps",
+                "keep_checkpoints",
+                "log_every",
+            ),
+            zero_or_more=(
+                "warmup_steps",
+                "weight_decay",
+                "max_grad_norm",
+                "evaluate_every",
+                "evaluate_sequences",
+                "checkpoint_every",
+            ),
+            positive=("learning_rate",),
+            share=("final_learning_rate", "final_quant_prob"),
+            share_below_one=("adam_beta2",),
+        )
+        require_multiple(
+            "train.batch_size",
+            self.batch_size,
+            "train.gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
+        )

@@ -31,8 +31,10 @@ from terseformer.config import (
     DenseFeedForwardConfig,
     DenseHeadConfig,
     DenseProjectionConfig,
+    EncoderDecoderConfig,
     ModelConfig,
     MultiplicativeHeadConfig,
+    Seq2SeqConfig,
     SparseFeedForwardConfig,
     SparseProjectionConfig,
     SRUConfig,
@@ -40,6 +42,8 @@ from terseformer.config import (
 from terseformer.layers.feedforward import SparseFeedForward
 from terseformer.layers.projection import LocalConvolution, Multiplicative, MultiplicativeModular
 from terseformer.model import CausalLM
+from test_encoder_decoder import CONFIGS as ENCODER_DECODERS
+from test_encoder_decoder import new_model
 from variants import MAX_POSITION, VARIANTS, make_model
 
 aten = torch.ops.aten
@@ -363,3 +367,23 @@ def test_tied_head_is_stored_once_and_read_whole() -> None:
     matrix = config.vocab_size * config.hidden_size
     assert untied.parameters - tied.parameters == matrix + config.vocab_size
     assert untied.total.parameters_read - tied.total.parameters_read == config.vocab_size
+
+
+# Encoder-decoders.
+
+
+@pytest.mark.parametrize("config", ENCODER_DECODERS.values(), ids=ENCODER_DECODERS.keys())
+def test_an_encoder_decoder_stores_what_the_account_says(config: EncoderDecoderConfig) -> None:
+    model = new_model(config)
+    accounted = account(config)
+    assert accounted.parameters == sum(p.numel() for p in model.parameters())
+    stored = {part.name: part.total.parameters for part in accounted.parts}
+    of_encoder = [p.numel() for name, p in model.named_parameters() if "encoder" in name]
+    assert sum(size for name, size in stored.items() if name.startswith("encoder_")) == sum(of_encoder)
+
+
+@pytest.mark.parametrize("config", ENCODER_DECODERS.values(), ids=ENCODER_DECODERS.keys())
+def test_a_target_token_reads_no_encoder(config: EncoderDecoderConfig) -> None:
+    parts = {part.name: part.total for part in account(config, context=4, num_source=9).parts}
+    assert all(cost.parameters_read == cost.macs == 0 for name, cost in parts.items() if name.startswith("encoder_"))
+    assert ("cross_attention_scores" in parts) == isinstance(config, Seq2SeqConfig)

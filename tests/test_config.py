@@ -77,38 +77,60 @@ def attentions(modules: int) -> st.SearchStrategy[c.AttentionProjectionConfig]:
 
 
 @st.composite
-def models(draw: st.DrawFn) -> ModelConfig:
+def models(draw: st.DrawFn) -> ModelConfig | c.EncoderDecoderConfig:
     modules, heads, head_modules = draw(small), draw(small), draw(small)
+    shared: dict[str, Any] = {
+        "vocab_size": st.just(head_modules * draw(small)),
+        "hidden_size": st.just(2 * heads * modules),
+        "num_attention_heads": st.just(heads),
+        "max_position_embeddings": st.integers(2, 10**6),
+        "dropout": below_one,
+        "attention_dropout": below_one,
+        "attention": attentions(modules),
+        "feed_forward": feed_forwards(),
+        "sru": any_of(c.SRUConfig),
+        "head": any_of(c.DenseHeadConfig)
+        | any_of(c.MultiplicativeHeadConfig, head_modules=st.just(head_modules), sparse_prob=unit),
+    }
+    both = shared | {"encoder_attention": attentions(modules), "pad_token_id": st.just(0)}
+    cross = any_of(c.DenseProjectionConfig) | any_of(
+        c.SparseCrossProjectionConfig, qkv_modules=st.just(modules), module_kernel=odd
+    )
     return draw(
-        any_of(
-            ModelConfig,
-            vocab_size=st.just(head_modules * draw(small)),
-            hidden_size=st.just(2 * heads * modules),
-            num_attention_heads=st.just(heads),
-            max_position_embeddings=st.integers(1, 10**6),
-            dropout=below_one,
-            attention_dropout=below_one,
-            attention=attentions(modules),
-            feed_forward=feed_forwards(),
-            sru=any_of(c.SRUConfig),
-            head=any_of(c.DenseHeadConfig)
-            | any_of(c.MultiplicativeHeadConfig, head_modules=st.just(head_modules), sparse_prob=unit),
-        )
+        any_of(ModelConfig, **shared)
+        | any_of(c.Seq2SeqConfig, **both, cross_attention=cross)
+        | any_of(c.TerraformerConfig, **both)
     )
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    model, parts = draw(models()), draw(small)
+    model, parts, fields = draw(models()), draw(small), draw(st.booleans())
+    lengths = st.integers(2, model.max_position_embeddings)
+    objectives = (
+        any_of(c.NextTokenConfig)
+        if isinstance(model, ModelConfig)
+        else any_of(c.SpanCorruptionConfig, corruption_rate=unit, mean_span_length=st.floats(1, 1e3))
+        | any_of(c.PairsConfig, max_target_length=lengths)
+    )
+    objective = draw(objectives)
+    has_targets = isinstance(objective, c.PairsConfig)
     return draw(
         any_of(
             Recipe,
             model=st.just(model),
-            data=any_of(DataConfig, validation_fraction=inside),
+            data=any_of(
+                DataConfig,
+                validation_fraction=inside,
+                target_field=st.text(min_size=1) if has_targets else st.just(""),
+                group_field=st.text() if fields or has_targets else st.just(""),
+                document_fields=st.just(()) if fields or has_targets else BY_TYPE[tuple[str, ...]],
+            ),
             train=any_of(
                 TrainConfig,
                 batch_size=st.just(parts * draw(small)),
-                sequence_length=st.integers(1, model.max_position_embeddings),
+                sequence_length=lengths,
+                objective=st.just(objective),
                 gradient_accumulation_steps=st.just(parts),
                 final_learning_rate=unit,
                 adam_beta2=below_one,
@@ -147,13 +169,13 @@ def test_round_trips_lose_nothing(recipe: Recipe) -> None:
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(model=models())
-def test_a_model_alone_round_trips_and_says_every_kind(model: ModelConfig) -> None:
+def test_a_model_alone_round_trips_and_says_every_kind(model: ModelConfig | c.EncoderDecoderConfig) -> None:
     values = json.loads(configfile.to_json(model))
     assert values["feed_forward"]["kind"] == model.feed_forward.kind
     assert values["attention"]["kind"] == model.attention.kind
     assert values["head"]["kind"] == model.head.kind
-    assert set(values) == {f.name for f in dataclasses.fields(ModelConfig)}
-    assert configfile.from_dict(ModelConfig, values) == model
+    assert set(values) == {f.name for f in dataclasses.fields(model)}
+    assert configfile.model_from_dict(values) == model
 
 
 def test_defaults_round_trip_and_fill_what_a_file_leaves_out() -> None:
@@ -266,14 +288,32 @@ def test_a_part_needs_a_table(part: str, value: Any) -> None:
     assert error({"model": {part: value}}) == f"model.{part}: needs a table with a kind, not {value!r}"
 
 
+@pytest.mark.parametrize("value", [3, None])
+def test_a_model_needs_a_table(value: Any) -> None:
+    assert error({"model": value}) == f"model: needs a table with a kind, not {value!r}"
+
+
+def test_objectives_fit_model_and_data() -> None:
+    wrong = {"objective": {"kind": "pairs"}}
+    assert "does not fit a model of kind 'causal_lm', which learns by 'next_token'" in error({"train": wrong})
+    model = {"kind": "seq2seq"}
+    assert "learns by 'span_corruption' or 'pairs'" in error({"model": model})
+    assert "'pairs' needs data.target_field" in error({"model": model, "train": wrong})
+    spans = {"objective": {"kind": "span_corruption"}}
+    assert "leave it out" in error({"model": model, "train": spans, "data": {"target_field": "summary"}})
+    fields = {"target_field": "summary", "document_fields": ["book"]}
+    assert "data.document_fields joins rows" in error({"model": model, "train": wrong, "data": fields})
+    long = {"objective": {"kind": "pairs", "max_target_length": 1000}}
+    message = error({"model": model, "train": long, "data": {"target_field": "summary"}})
+    assert message.startswith("train.objective.max_target_length = 1000 is longer than model.max_position_embeddings")
+
+
 @pytest.mark.parametrize(
     ("values", "path"),
     [
-        ({"model": 3}, "model"),
         ({"model": {"sru": 3}}, "model.sru"),
         ({"train": []}, "train"),
         ({"data": "x"}, "data"),
-        ({"model": None}, "model"),
     ],
 )
 def test_a_section_needs_a_table(values: dict[str, Any], path: str) -> None:

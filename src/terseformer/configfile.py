@@ -19,17 +19,7 @@ import cattrs
 import cattrs.errors
 import tomli_w
 
-from terseformer.config import (
-    AttentionProjectionConfig,
-    ConfigError,
-    CrossProjectionConfig,
-    EncoderDecoderConfig,
-    FeedForwardConfig,
-    HeadConfig,
-    ModelConfig,
-    Seq2SeqConfig,
-    TerraformerConfig,
-)
+from terseformer.config import ConfigError, EncoderDecoderConfig, ModelConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,6 +27,9 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+
+_UNSAID = "causal_lm"
+"""The kind of a model whose table says none."""
 
 
 class _Misfit(ConfigError):
@@ -58,13 +51,18 @@ def _unknown_key(key: str, cls: type) -> str:
     return f"no such key; the nearest is {near[0]!r}, allowed are {', '.join(names)}"
 
 
+def _is_kind_union(kind: Any) -> bool:
+    members = typing.get_args(kind)
+    return len(members) > 1 and all(dataclasses.is_dataclass(cls) and hasattr(cls, "kind") for cls in members)
+
+
 def _kind_union(union: Any) -> Any:
     members = {typing.get_type_hints(cls)["kind"].__args__[0]: cls for cls in typing.get_args(union)}
 
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
             raise _Misfit(f"needs a table with a kind, not {value!r}")
-        kind = value.get("kind")
+        kind = value.get("kind", _UNSAID if _UNSAID in members else None)
         if not isinstance(kind, str) or kind not in members:
             near = difflib.get_close_matches(str(kind), members, n=1, cutoff=0.0)[0]
             raise _Misfit(f"kind = {kind!r} is unknown; the nearest is {near!r}, allowed are {', '.join(members)}")
@@ -93,8 +91,7 @@ _converter.register_structure_hook(bool, _strict(bool, (bool,)))
 _converter.register_structure_hook(str, _strict(str, (str,)))
 _converter.register_structure_hook_func(lambda t: t == tuple[str, ...], _string_tuple)
 _converter.register_structure_hook_func(lambda t: typing.get_origin(t) is Literal, _literal)
-for _union in (FeedForwardConfig, AttentionProjectionConfig, CrossProjectionConfig, HeadConfig):
-    _converter.register_structure_hook_func(lambda t, union=_union: t == union, _kind_union(_union))
+_converter.register_structure_hook_factory(_is_kind_union, _kind_union)
 
 
 def _first_error(error: BaseException, path: str) -> str:
@@ -109,7 +106,7 @@ def _first_error(error: BaseException, path: str) -> str:
         inner, note = attributes[0]
         return _first_error(inner, f"{path}{'.' if path else ''}{getattr(note, 'name', note)}")
     if isinstance(error, _Misfit):
-        return f"{path}: {error}"
+        return f"{path}: {error}" if path else str(error)
     if isinstance(error, ConfigError):
         return str(error)
     return f"{path or 'the file'} needs a table"
@@ -123,19 +120,19 @@ def from_dict(cls: type[T], values: Any) -> T:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{cls.__name__} needs a table, not {values!r}")
-    try:
-        return _converter.structure(values, cls)
-    except (cattrs.errors.BaseValidationError, ConfigError) as error:
-        raise ConfigError(_first_error(error, "")) from None
+    return _structured(cls, values)
 
 
 def model_from_dict(values: Mapping[str, Any]) -> ModelConfig | EncoderDecoderConfig:
     """A model of any kind; without a `kind`, a causal language model. Raises ConfigError."""
-    kinds = {"causal_lm": ModelConfig, "seq2seq": Seq2SeqConfig, "terraformer": TerraformerConfig}
-    kind = values.get("kind", "causal_lm")
-    if kind not in kinds:
-        raise ConfigError(f"kind = {kind!r} is unknown; allowed are {', '.join(kinds)}")
-    return from_dict(kinds[kind], values)
+    return _structured(ModelConfig | EncoderDecoderConfig, values)
+
+
+def _structured(kind: Any, values: Mapping[str, Any]) -> Any:
+    try:
+        return _converter.structure(values, kind)
+    except (cattrs.errors.BaseValidationError, ConfigError) as error:
+        raise ConfigError(_first_error(error, "")) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from terseformer.bench.timing import in_turn
 from terseformer.config import DataConfig, Recipe, TrainConfig
 from terseformer.engine import Engine
 from terseformer.generation import generate
-from terseformer.presets import dense_twin, preset
+from terseformer.presets import dense_twin, language_model_preset
 from terseformer.sampling import SamplingConfig
 from terseformer.training import Trainer, make_accelerator
 
@@ -38,7 +38,7 @@ def demo(model: str = "small-1m-ff-qkv", steps: int = 400, out: Path = Path("run
         out: folder of the two runs; what is there is replaced.
     """
     console = Console()
-    sparse = preset(model)
+    sparse = language_model_preset(model)
     train = TrainConfig(steps=steps, learning_rate=8e-3, warmup_steps=max(1, steps // 10), sample_prompt=_PROMPT)
     recipes = {
         "sparse": Recipe(model=sparse, data=_TEXT, train=train),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from tokenizers import Tokenizer, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +25,7 @@ from terseformer.config import ConfigError, DataConfig, Recipe
 from terseformer.configfile import from_toml, read_text
 from terseformer.data import (
     DataError,
+    PairBatch,
     TokenFile,
     default_cache,
     fingerprint,
@@ -34,6 +35,7 @@ from terseformer.data import (
     validation_windows,
     write_token_file,
 )
+from terseformer.encoder_decoder import EncoderDecoder
 from terseformer.engine import Engine
 from terseformer.layout import Dtype
 from terseformer.model import CausalLM
@@ -123,20 +125,45 @@ def evaluate(
             targets = windows[:, 1:]
             if isinstance(model, CausalLM):
                 batch = torch.from_numpy(windows).to(model.embedding.weight.device)
-                loss += _loss(model, batch[:, :-1], batch[:, 1:])
+                loss += _sum_of_losses(model.head, model.hidden(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
             else:
                 loss += _engine_loss(model, windows[:, :-1], targets)
             count += targets.size
             num_bytes += int(sizes[targets].sum()) if sizes is not None else 0
-    seconds = time.perf_counter() - start
-    loss /= count
-    scored = num_bytes if sizes is not None else mean_bytes * count
+    return _summary(loss, count, num_bytes if sizes is not None else mean_bytes * count, time.perf_counter() - start)
+
+
+def evaluate_pairs(model: EncoderDecoder, batches: Iterable[PairBatch]) -> Evaluation:
+    """Scores targets, given their sources; the bytes of the targets are not known.
+
+    Args:
+        model: the model, whose training flags are restored.
+        batches: the pairs.
+    """
+    start, loss, count = time.perf_counter(), 0.0, 0
+    device = model.embedding.weight.device
+    with eval_mode(model), torch.inference_mode():
+        for batch in batches:
+            source, num_source, target = (
+                torch.from_numpy(x).to(device) for x in (batch.source, batch.num_source, batch.target)
+            )
+            hidden = model.hidden(*model.encode(source, num_source), target[:, :-1])
+            real = np.arange(target.shape[1] - 1) < batch.num_target[:, None]
+            keep = torch.from_numpy(real).to(device)
+            loss += _sum_of_losses(model.head, hidden[keep], target[:, 1:][keep])
+            count += int(batch.num_target.sum())
+    return _summary(loss, count, None, time.perf_counter() - start)
+
+
+def _summary(loss: float, count: int, num_bytes: int | float | None, seconds: float) -> Evaluation:
+    """From the sum of the cross-entropies of so many tokens, which stand for so many bytes."""
+    mean = loss / count
     return Evaluation(
-        loss=loss,
-        perplexity=math.inf if loss > 700 else math.exp(loss),
-        bits_per_byte=loss * count / math.log(2) / scored if scored else None,
+        loss=mean,
+        perplexity=math.inf if mean > 700 else math.exp(mean),
+        bits_per_byte=loss / math.log(2) / num_bytes if num_bytes else None,
         tokens=count,
-        bytes=round(scored) if scored else None,
+        bytes=round(num_bytes) if num_bytes else None,
         seconds=seconds,
         tokens_per_second=count / seconds,
     )
@@ -197,7 +224,7 @@ def evaluate_folder(
     sequence_length = recipe.train.sequence_length if recipe else model.config.max_position_embeddings
     if sources:
         config = dataclasses.replace(recipe.data if recipe else DataConfig(), sources=sources)
-        documents = read_documents(config, default_cache())
+        documents = (document.text for document in read_documents(config, default_cache()))
         return evaluate_documents(model, documents, tokenizer, sequence_length, num_sequences)
     if recipe is None:
         raise ConfigError(f"{path} has no recipe that names a validation text; give files to evaluate on")
@@ -238,12 +265,11 @@ def _engine_loss(engine: Engine, inputs: np.ndarray, targets: np.ndarray) -> flo
     return total
 
 
-def _loss(model: CausalLM, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> float:
+def _sum_of_losses(head: nn.Module, hidden: Float[Tensor, "P D"], targets: Int[Tensor, " P"]) -> float:
     """The sum of the cross-entropies, some tokens at a time."""
-    hidden, targets = model.hidden(inputs).flatten(0, 1), targets.flatten()
-    step = max(1, _LOGITS // model.config.vocab_size)
+    step = max(1, _LOGITS // head(hidden[:1]).shape[-1])
     total = 0.0
     for x, y in zip(hidden.split(step), targets.split(step), strict=True):
-        losses = F.cross_entropy(model.head(x).float(), y, reduction="none")
+        losses = F.cross_entropy(head(x).float(), y, reduction="none")
         total += float(losses.cpu().double().sum())
     return total

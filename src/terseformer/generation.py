@@ -14,7 +14,9 @@ from terseformer.drawing import new_generator, sample
 from terseformer.evaluation import eval_mode
 from terseformer.model import CausalLM
 from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig
+from terseformer.seq2seq import Seq2Seq
 from terseformer.state import DecodeState
+from terseformer.terraformer import Terraformer
 from terseformer.text import Generation, TextWriter, end_of_text_ids
 
 PREFILL_TOKENS = 2048
@@ -30,7 +32,7 @@ class Drawn(NamedTuple):
 
 
 def generate_tokens(
-    model: CausalLM,
+    model: CausalLM | Seq2Seq | Terraformer,
     prompts: Sequence[Sequence[int]],
     config: SamplingConfig = DEFAULT_SAMPLING,
     stop_ids: Collection[int] = (),
@@ -41,8 +43,9 @@ def generate_tokens(
     """Yields, for each step, one token for every row that is not finished.
 
     A row ends with a token of `stop_ids` (`eos`), or when it has `max_new_tokens` or, prompt included,
-    `max_position_embeddings` tokens (`length`). Rows that end leave the batch. A row's tokens are those
-    of its prompt alone, but for the rounding of the matrix products. Prompts may differ in length.
+    `max_position_embeddings` tokens (`length`). Prompts of an encoder-decoder are its sources, and not included. Rows
+    that end leave the batch. A row's tokens are those of its prompt alone, but for the rounding of the matrix products.
+    Prompts may differ in length.
 
     Args:
         model: set to evaluation mode while it computes.
@@ -56,29 +59,37 @@ def generate_tokens(
         GenerationError: a prompt is empty, fills the context, or has a token that the model does not
             know; the model's logits are not finite.
     """
-    limit, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
-    for prompt in prompts:
-        if not prompt:
-            raise GenerationError("the prompt has no tokens; start it with the end-of-text token")
-        if len(prompt) >= limit:
-            raise GenerationError(
-                f"the prompt has {len(prompt)} tokens and leaves no room in the model's context of {limit} "
-                f"(max_position_embeddings); shorten it to {limit - 1} or fewer"
-            )
-        for token in prompt:
-            if not 0 <= token < vocab_size:
-                raise GenerationError(
-                    f"the prompt has the token {token}, but the model knows 0 to {vocab_size - 1} (vocab_size); "
-                    "use the tokenizer that the model was trained with"
-                )
+    _check_prompts(model, prompts)
     seeds = [config.seed] * len(prompts) if seeds is None else seeds
     if len(seeds) != len(prompts):
         raise GenerationError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
     return _steps(model, prompts, config, stop_ids, seeds, stopped)
 
 
+def _check_prompts(model: CausalLM | Seq2Seq | Terraformer, prompts: Sequence[Sequence[int]]) -> None:
+    vocab_size = model.config.vocab_size
+    name = "prompt" if isinstance(model, CausalLM) else "source"
+    limit = model.config.max_position_embeddings - isinstance(model, CausalLM)
+    for prompt in prompts:
+        if not prompt:
+            advice = "start it with the end-of-text token" if isinstance(model, CausalLM) else "give some text"
+            raise GenerationError(f"the {name} has no tokens; {advice}")
+        if len(prompt) > limit:
+            room = " and leaves no room" if isinstance(model, CausalLM) else ", more than fit"
+            raise GenerationError(
+                f"the {name} has {len(prompt)} tokens{room} in the model's context of "
+                f"{model.config.max_position_embeddings} (max_position_embeddings); shorten it to {limit} or fewer"
+            )
+        for token in prompt:
+            if not 0 <= token < vocab_size:
+                raise GenerationError(
+                    f"the {name} has the token {token}, but the model knows 0 to {vocab_size - 1} (vocab_size); "
+                    "use the tokenizer that the model was trained with"
+                )
+
+
 def _steps(
-    model: CausalLM,
+    model: CausalLM | Seq2Seq | Terraformer,
     prompts: Sequence[Sequence[int]],
     config: SamplingConfig,
     stop_ids: Collection[int],
@@ -89,14 +100,15 @@ def _steps(
         return
     rows = list(range(len(prompts)))  # those that stand in the state, in its order
     generators = [new_generator(seed) for seed in seeds]
-    room = [min(config.max_new_tokens, model.config.max_position_embeddings - len(prompt)) for prompt in prompts]
-    state = model.new_state(len(rows), max(len(prompt) + r for prompt, r in zip(prompts, room, strict=True)))
+    is_decoder = isinstance(model, CausalLM)
+    limit = model.config.max_position_embeddings
+    room = [min(config.max_new_tokens, limit - len(prompt) * is_decoder) for prompt in prompts]
+    state, logits = _begin(model, prompts, room)
     seen = None
     if config.repetition_penalty != 1:
         seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
+        for row, prompt in enumerate(prompts if is_decoder else ()):
             seen[row, list(prompt)] = True
-    logits = _read_prompts(model, prompts, state)
     while True:
         tokens = sample(logits, seen, config, [generators[row] for row in rows])
         drawn = []
@@ -113,6 +125,22 @@ def _steps(
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         logits = _read_tokens(model, tokens, state)
+
+
+@torch.inference_mode()
+def _begin(
+    model: CausalLM | Seq2Seq | Terraformer, prompts: Sequence[Sequence[int]], room: Sequence[int]
+) -> tuple[DecodeState, Float[Tensor, "B V"]]:
+    """A state that has read the prompts, or of an encoder-decoder the sources and a target's start; the next logits."""
+    if isinstance(model, CausalLM):
+        state = model.new_state(len(prompts), max(len(prompt) + r for prompt, r in zip(prompts, room, strict=True)))
+        return state, _read_prompts(model, prompts, state)
+    sources = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(prompt)) for prompt in prompts], batch_first=True)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    device = model.embedding.weight.device
+    with eval_mode(model):
+        state = model.new_state(sources.to(device), lengths.to(device), max(room))
+    return state, _read_tokens(model, torch.full((len(prompts),), model.config.pad_token_id), state)
 
 
 @torch.inference_mode()
@@ -134,14 +162,17 @@ def _read_prompts(model: CausalLM, prompts: Sequence[Sequence[int]], state: Deco
 
 
 @torch.inference_mode()
-def _read_tokens(model: CausalLM, tokens: Tensor, state: DecodeState) -> Float[Tensor, "B V"]:
+def _read_tokens(model: CausalLM | Seq2Seq | Terraformer, tokens: Tensor, state: DecodeState) -> Float[Tensor, "B V"]:
     """Reads one token a row; gives the logits of the next."""
+    tokens = tokens[:, None].to(model.embedding.weight.device)
     with eval_mode(model):  # not by way of model(...), which may be compiled: the state grows with each token
-        return model.head(model.hidden(tokens[:, None].to(model.embedding.weight.device), state))[:, 0]
+        if isinstance(model, CausalLM):
+            return model.head(model.hidden(tokens, state))[:, 0]
+        return model.decode(tokens, state)[:, 0]
 
 
 def generate(
-    model: CausalLM,
+    model: CausalLM | Seq2Seq | Terraformer,
     tokenizer: Tokenizer,
     prompts: str | Sequence[str],
     config: SamplingConfig = DEFAULT_SAMPLING,
@@ -150,7 +181,8 @@ def generate(
 ) -> list[Generation]:
     """Continues each prompt, all in one batch; each as it would be alone.
 
-    An empty prompt starts from the end-of-text token, as a document does. Names of special tokens in a
+    An empty prompt starts from the end-of-text token, as a document does. Prompts of an encoder-decoder are its
+    sources, and what it writes is their targets. Names of special tokens in a
     prompt stand for these tokens; none is added.
 
     Args:
@@ -164,7 +196,8 @@ def generate(
         GenerationError: a prompt does not fit the model, or the model's logits are not finite.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [TextWriter(tokenizer, prompt, config.stop) for prompt in prompts]
+    pad_token_id = getattr(model.config, "pad_token_id", None)
+    rows = [TextWriter(tokenizer, prompt, config.stop, pad_token_id) for prompt in prompts]
     stopped: set[int] = set()
     stop_ids = end_of_text_ids(tokenizer)
     for step in generate_tokens(model, [row.prompt for row in rows], config, stop_ids, seeds=seeds, stopped=stopped):
@@ -176,7 +209,10 @@ def generate(
 
 
 def stream(
-    model: CausalLM, tokenizer: Tokenizer, prompt: str, config: SamplingConfig = DEFAULT_SAMPLING
+    model: CausalLM | Seq2Seq | Terraformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: SamplingConfig = DEFAULT_SAMPLING,
 ) -> Generator[str, None, Generation]:
     """Continues a prompt and yields pieces of the text as soon as they are certain.
 
@@ -186,7 +222,7 @@ def stream(
     Raises:
         GenerationError: the prompt does not fit the model (at once), or the logits are not finite.
     """
-    row = TextWriter(tokenizer, prompt, config.stop)
+    row = TextWriter(tokenizer, prompt, config.stop, getattr(model.config, "pad_token_id", None))
     return _pieces(row, generate_tokens(model, [row.prompt], config, end_of_text_ids(tokenizer)))
 
 

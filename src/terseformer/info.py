@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from terseformer import native
 from terseformer.accounting import account
-from terseformer.config import ConfigError, ModelConfig
+from terseformer.config import ConfigError, EncoderDecoderConfig, ModelConfig
 from terseformer.errors import UserError
 from terseformer.presets import PRESETS, dense_twin, preset
 from terseformer.recipe import load_recipe
@@ -36,12 +36,12 @@ def show(model: str, context: int = 0) -> None:
     _show_machine(console)
 
 
-def _config(model: str) -> ModelConfig:
+def _config(model: str) -> ModelConfig | EncoderDecoderConfig:
     path = Path(model)
     if path.is_dir():
-        from terseformer.folder import find, load_language_model_config
+        from terseformer.folder import find, load_config
 
-        return load_language_model_config(find(path))
+        return load_config(find(path))
     if path.suffix == ".toml":
         return load_recipe(path).model
     try:
@@ -54,7 +54,7 @@ def _table(first: str, *numbers: str, title: str | None = None) -> Table:
     return Table(Column(first, no_wrap=True), *(Column(name, justify="right") for name in numbers), title=title)
 
 
-def _show_model(console: Console, name: str, config: ModelConfig, context: int) -> None:
+def _show_model(console: Console, name: str, config: ModelConfig | EncoderDecoderConfig, context: int) -> None:
     costs = account(config, context)
     table = _table("part", "count", "parameters", "read per token", "multiply-adds per token", title=name)
     for part in costs.parts:

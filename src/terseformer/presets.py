@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from terseformer.accounting import account
 from terseformer.config import (
@@ -22,24 +22,33 @@ from terseformer.config import (
     DenseFeedForwardConfig,
     DenseHeadConfig,
     DenseProjectionConfig,
+    EncoderDecoderConfig,
     FeedForwardConfig,
     ModelConfig,
     MultiplicativeHeadConfig,
+    Seq2SeqConfig,
+    SparseCrossProjectionConfig,
     SparseFeedForwardConfig,
     SparseProjectionConfig,
+    SRUConfig,
     SwitchFeedForwardConfig,
+    TerraformerConfig,
 )
 
 TOLERANCE = 0.01
 """How far models of the same size may differ in their number of parameters."""
 
 
-def num_parameters(config: ModelConfig) -> int:
+AnyConfig = ModelConfig | EncoderDecoderConfig
+M = TypeVar("M", bound=ModelConfig | EncoderDecoderConfig)
+
+
+def num_parameters(config: AnyConfig) -> int:
     """Parameters that a model stores."""
     return account(config).parameters
 
 
-def match_parameters(config: ModelConfig, parameters: int) -> ModelConfig:
+def match_parameters(config: M, parameters: int) -> M:
     """The model with the feed-forward width that brings it nearest to a number of parameters.
 
     The width stays a multiple of the block size, of the number of experts or, if dense, of 8.
@@ -48,7 +57,7 @@ def match_parameters(config: ModelConfig, parameters: int) -> ModelConfig:
         ConfigError: the nearest number is more than 1 % away.
     """
 
-    def widened(width: int) -> ModelConfig:
+    def widened(width: int) -> M:
         return replace(config, feed_forward=replace(config.feed_forward, intermediate_size=width))
 
     step = _width_step(config.feed_forward)
@@ -74,26 +83,40 @@ def _width_step(config: FeedForwardConfig) -> int:
             return 8
 
 
-def dense_twin(config: ModelConfig) -> ModelConfig:
+def dense_twin(config: AnyConfig) -> ModelConfig | Seq2SeqConfig:
     """The dense Transformer of the same hidden size, depth, heads, positions, norms and number of parameters.
 
-    Parts that are dense already stay as they are, a tied head among them; a recurrent branch falls away.
+    Parts that are dense already stay as they are, a tied head among them; a recurrent branch falls away. A
+    Terraformer's twin is a Seq2Seq.
 
     Raises:
         ConfigError: no feed-forward width brings the number of parameters within 1 %.
     """
-    attention, feed_forward, head = config.attention, config.feed_forward, config.head
+    if isinstance(config, TerraformerConfig):
+        shared = {f.name: getattr(config, f.name) for f in fields(Seq2SeqConfig) if hasattr(config, f.name)}
+        base: ModelConfig | Seq2SeqConfig = Seq2SeqConfig(**shared | {"kind": "seq2seq"})
+    else:
+        base = config
+    parts: dict[str, Any] = {
+        name: projection if isinstance(projection, DenseProjectionConfig) else DenseProjectionConfig()
+        for name in ("attention", "encoder_attention", "cross_attention")
+        if (projection := getattr(base, name, None)) is not None
+    }
+    feed_forward, head = base.feed_forward, base.head
     twin = replace(
-        config,
-        attention=attention if isinstance(attention, DenseProjectionConfig) else DenseProjectionConfig(),
+        base,
+        **parts,
         feed_forward=feed_forward if isinstance(feed_forward, DenseFeedForwardConfig) else DenseFeedForwardConfig(),
         head=head if isinstance(head, DenseHeadConfig) else DenseHeadConfig(),
-        sru=replace(config.sru, num_layers=0),
+        sru=replace(base.sru, num_layers=0),
     )
-    return config if twin == config else match_parameters(twin, num_parameters(config))
+    if twin == config:
+        return base
+    parameters = num_parameters(config)
+    return match_parameters(twin, parameters)
 
 
-def preset(name: str) -> ModelConfig:
+def preset(name: str) -> AnyConfig:
     """The model of that name.
 
     Raises:
@@ -103,6 +126,18 @@ def preset(name: str) -> ModelConfig:
         near = ", ".join(map(repr, difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.0)))
         raise ConfigError(f"no preset {name!r}; the nearest are {near}")
     return PRESETS[name]
+
+
+def language_model_preset(name: str) -> ModelConfig:
+    """The causal language model of that name.
+
+    Raises:
+        ConfigError: there is none, or it is an encoder-decoder.
+    """
+    config = preset(name)
+    if not isinstance(config, ModelConfig):
+        raise ConfigError(f"preset {name!r} is of kind {config.kind!r}; here a 'causal_lm' is needed")
+    return config
 
 
 # The small models: a row for each variant, a call for each family.
@@ -177,6 +212,42 @@ _SMALL_5M = ModelConfig(
 )
 
 
+# Small encoder-decoders of one size, with the best settings that we know.
+
+_SUMMARIZE = Seq2SeqConfig(
+    vocab_size=4096,
+    hidden_size=128,
+    num_encoder_layers=4,
+    num_decoder_layers=4,
+    feed_forward=DenseFeedForwardConfig(intermediate_size=512),
+)
+
+
+def _summarizers() -> Iterator[tuple[str, Seq2SeqConfig | TerraformerConfig]]:
+    """The dense Transformer, the same with all the decoder's layers sparse, and the reversible model."""
+    sparse: dict[str, Any] = {
+        "feed_forward": SparseFeedForwardConfig(
+            intermediate_size=16, ff_block_size=16, controller_rank=16, **_TUNED[SparseFeedForwardConfig]
+        ),
+        "attention": SparseProjectionConfig(qkv_modules=8, **_TUNED[SparseProjectionConfig]),
+        "head": MultiplicativeHeadConfig(**_TUNED[MultiplicativeHeadConfig]),
+    }
+    size = num_parameters(_SUMMARIZE)
+    yield "summarize-3m-dense", _SUMMARIZE
+    scaling = replace(_SUMMARIZE, **sparse, cross_attention=SparseCrossProjectionConfig(qkv_modules=8))
+    yield "summarize-3m-scaling", match_parameters(scaling, size)
+    terraformer = TerraformerConfig(
+        vocab_size=4096,
+        hidden_size=128,
+        num_encoder_layers=4,
+        num_decoder_layers=4,
+        max_position_embeddings=512,
+        sru=SRUConfig(num_layers=1, size=32),
+        **sparse,
+    )
+    yield "summarize-3m-terraformer", match_parameters(terraformer, size)
+
+
 # The paper's models, with the reference's dropout of 0.1 everywhere.
 
 _SCALING_800M = ModelConfig(
@@ -217,10 +288,42 @@ _SPARSE_DECODER_08B = replace(
     head=MultiplicativeHeadConfig(head_modules=4),
 )
 
-PRESETS: dict[str, ModelConfig] = {
+# The same as encoder-decoders, whole.
+
+_SEQ2SEQ_800M = Seq2SeqConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    num_encoder_layers=24,
+    num_decoder_layers=24,
+    num_attention_heads=16,
+    feed_forward=DenseFeedForwardConfig(intermediate_size=4096, ff_dropout=0.1),
+    dropout=0.1,
+    attention_dropout=0.1,
+)
+_SEQ2SEQ_800M_FF_QKV = replace(
+    _SEQ2SEQ_800M, attention=SparseProjectionConfig(qkv_modules=16), feed_forward=_one_in(64, 6144, controller_rank=96)
+)
+_TERRAFORMER_54B = TerraformerConfig(
+    vocab_size=32000,
+    hidden_size=9216,
+    num_encoder_layers=6,
+    num_decoder_layers=36,
+    num_attention_heads=96,
+    max_position_embeddings=2048,
+    attention=SparseProjectionConfig(qkv_modules=64),
+    feed_forward=_one_in(256, 65536, controller_rank=32),
+    head=MultiplicativeHeadConfig(head_modules=8),
+    sru=SRUConfig(num_layers=1, size=64),
+    reversible_encoder=True,
+    dropout=0.1,
+    attention_dropout=0.1,
+)
+
+PRESETS: dict[str, AnyConfig] = {
     "tiny": _TINY,
     **dict(_family("small-1m", _SMALL_1M)),
     **dict(_family("small-5m", _SMALL_5M)),
+    **dict(_summarizers()),
     # At 800M the controller's rank is F // N, which the reference makes of a plain N; the paper writes D / N.
     "scaling-800m-dense": _SCALING_800M,
     "scaling-800m-ff": replace(_SCALING_800M, feed_forward=_one_in(64, 4096, controller_rank=64)),
@@ -236,4 +339,51 @@ PRESETS: dict[str, ModelConfig] = {
     "decoder-0.8b-dense": dense_twin(_SPARSE_DECODER_08B),
     "decoder-0.8b-ff-qkv-loss": _SPARSE_DECODER_08B,
     "lm1b-sparse": replace(_QKV_800M, feed_forward=_one_in(64, 4096, controller_rank=64)),
+    "seq2seq-800m-dense": _SEQ2SEQ_800M,
+    "seq2seq-800m-ff": replace(_SEQ2SEQ_800M, feed_forward=_one_in(64, 4096, controller_rank=64)),
+    "seq2seq-800m-ff-qkv": _SEQ2SEQ_800M_FF_QKV,
+    "seq2seq-800m-ff-qkv-loss": replace(
+        _SEQ2SEQ_800M_FF_QKV,
+        cross_attention=SparseCrossProjectionConfig(qkv_modules=16),
+        head=MultiplicativeHeadConfig(head_modules=4),
+    ),
+    "seq2seq-17b-dense": replace(
+        _SEQ2SEQ_800M,
+        hidden_size=9216,
+        num_encoder_layers=6,
+        num_decoder_layers=6,
+        num_attention_heads=96,
+        max_position_embeddings=2048,
+        feed_forward=DenseFeedForwardConfig(intermediate_size=40960, ff_dropout=0.1),
+    ),
+    "terraformer-800m": replace(
+        _TERRAFORMER_54B,
+        hidden_size=1024,
+        num_encoder_layers=24,
+        num_decoder_layers=24,
+        num_attention_heads=16,
+        max_position_embeddings=32768,
+        attention=SparseProjectionConfig(qkv_modules=16),
+        feed_forward=_one_in(64, 6144, controller_rank=96),
+        head=MultiplicativeHeadConfig(head_modules=4),
+        sru=SRUConfig(num_layers=1, size=32),
+    ),
+    "terraformer-8b": replace(
+        _TERRAFORMER_54B,
+        hidden_size=4096,
+        num_encoder_layers=4,
+        num_decoder_layers=24,
+        num_attention_heads=32,
+        attention=SparseProjectionConfig(qkv_modules=32, share_qk=True),
+        feed_forward=_one_in(128, 32768, controller_rank=32),
+        head=DenseHeadConfig(),
+        attention_dropout=0.0,
+    ),
+    "terraformer-17b": replace(
+        _TERRAFORMER_54B,
+        num_decoder_layers=6,
+        head=MultiplicativeHeadConfig(head_modules=4),
+        sru=SRUConfig(),
+    ),
+    "terraformer-54b": _TERRAFORMER_54B,
 }

@@ -14,21 +14,20 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from terseformer.config import ConfigError, ModelConfig, Recipe
+from terseformer.config import ConfigError, ModelConfig, Recipe, Seq2SeqConfig, TerraformerConfig
 from terseformer.configfile import from_dict, parse_toml, read_text, to_dict
+from terseformer.folder import find
 from terseformer.presets import dense_twin, preset
 
 _Table = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ModelTable(ModelConfig):
-    """What a recipe's `[model]` table may hold."""
-
+class _Shortcuts:
     preset: str = ""
     """A model by name, with the changes beside it; as a flag it takes the place of the recipe's model."""
     dense_twin: bool = False
@@ -36,10 +35,33 @@ class _ModelTable(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _CausalLMTable(_Shortcuts, ModelConfig):
+    """What a recipe's `[model]` table may hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seq2SeqTable(_Shortcuts, Seq2SeqConfig):
+    """The same for an encoder-decoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TerraformerTable(_Shortcuts, TerraformerConfig):
+    """The same for a Terraformer."""
+
+
+_ModelTable = _CausalLMTable | _Seq2SeqTable | _TerraformerTable
+_TABLES: dict[type, type[_ModelTable]] = {
+    ModelConfig: _CausalLMTable,
+    Seq2SeqConfig: _Seq2SeqTable,
+    TerraformerConfig: _TerraformerTable,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class _RecipeTable(Recipe):
     """What a recipe may hold."""
 
-    model: _ModelTable = field(default_factory=_ModelTable)
+    model: _ModelTable = field(default_factory=_CausalLMTable)
     """The model."""
 
 
@@ -57,6 +79,18 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
         return _resolve(parse_toml(read_text(path)), overrides or {})
     except ConfigError as error:
         raise ConfigError(f"{path}{' with the given flags' if overrides else ''}: {error}") from None
+
+
+def with_initial_tokenizer(recipe: Recipe) -> Recipe:
+    """The recipe with the tokenizer of its `train.initial_checkpoint`, where it names one and no tokenizer.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    if not recipe.train.initial_checkpoint or recipe.data.tokenizer:
+        return recipe
+    path = find(recipe.train.initial_checkpoint) / "tokenizer.json"
+    return replace(recipe, data=replace(recipe.data, tokenizer=str(path)))
 
 
 def apply_overrides(recipe: Recipe, args: Sequence[str]) -> Recipe:
@@ -77,8 +111,13 @@ def _resolve(*layers: Mapping[str, Any]) -> Recipe:
             table["model"] = to_dict(preset(name))
         table = _merged(table, changes)
     read = from_dict(_RecipeTable, table)
-    config = ModelConfig(**{f.name: getattr(read.model, f.name) for f in fields(ModelConfig)})
+    cls = next(cls for cls, table in _TABLES.items() if type(read.model) is table)
+    config = cls(**_fields_of(cls, read.model))
     return Recipe(model=dense_twin(config) if read.model.dense_twin else config, data=read.data, train=read.train)
+
+
+def _fields_of(cls: type, config: Any) -> _Table:
+    return {f.name: getattr(config, f.name) for f in fields(cls)}
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> _Table:
@@ -200,7 +239,8 @@ def show_flags(recipe: Recipe, command: str) -> None:
             kinds.setdefault(_flag(name), []).extend(typing.get_args(kind))
     choices = "".join(f"\n  {flag}: {', '.join(names)}" for flag, names in kinds.items())
     description = f"Flags change the recipe. Another kind of part has flags of its own; there are{choices}"
-    model = _ModelTable(**{f.name: getattr(recipe.model, f.name) for f in fields(ModelConfig)})
+    cls = type(recipe.model)
+    model = _TABLES[cls](**_fields_of(cls, recipe.model))
     with contextlib.suppress(SystemExit):
         tyro.cli(
             _RecipeTable,

@@ -59,15 +59,33 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
     return pieces
 
 
-class TextWriter:
-    """A prompt and the text that grows after it."""
+def source_ids(tokenizer: Tokenizer, text: str, pad_token_id: int) -> list[int]:
+    """A text as an encoder-decoder reads it: with the end-of-text token behind it, if that is not the padding."""
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids + [end for end in end_of_text_ids(tokenizer) if end != pad_token_id]
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, stops: Sequence[str]) -> None:
-        self.prompt = tokenizer.encode(prompt, add_special_tokens=False).ids or end_of_text_ids(tokenizer)
+
+class TextWriter:
+    """A prompt and the text that grows after it, or a source and its target.
+
+    Args:
+        tokenizer: of both.
+        prompt: the text that is read.
+        stops: strings before which the new text ends.
+        pad_token_id: of an encoder-decoder, which makes the prompt a source.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: str, stops: Sequence[str], pad_token_id: int | None = None
+    ) -> None:
+        if pad_token_id is None:
+            self.prompt = tokenizer.encode(prompt, add_special_tokens=False).ids or end_of_text_ids(tokenizer)
+        else:
+            self.prompt = source_ids(tokenizer, prompt, pad_token_id)
         self.finish_reason: FinishReason | None = None
         self._token_ids: list[int] = []
         self._text = ""
-        self._detokenizer = Detokenizer(tokenizer, self.prompt)
+        self._detokenizer = Detokenizer(tokenizer, self.prompt if pad_token_id is None else ())
         self._stops = StopStrings(stops)
 
     def push(self, token: int, reason: FinishReason | None) -> str:

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -22,17 +22,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from terseformer import checkpoint, data
 from terseformer.config import ConfigError, Recipe
 from terseformer.controller_stats import ControllerStatistics, ControllerUse
 from terseformer.errors import UserError
-from terseformer.evaluation import Evaluation, evaluate
+from terseformer.evaluation import Evaluation
 from terseformer.generation import generate
 from terseformer.layers.feedforward import SparseFeedForward
-from terseformer.model import CausalLM
+from terseformer.models import make_model
+from terseformer.objectives import Loss, Part, make_objective
 from terseformer.optim import learning_rate, make_optimizer, set_learning_rate
+from terseformer.recipe import with_initial_tokenizer
 from terseformer.sampling import SamplingConfig
 from terseformer.training_log import Step, TrainingLog
 
@@ -68,9 +69,10 @@ class Trainer:
         self.recipe, self.run, self.data, self.accelerator = recipe, run, prepared, accelerator
         self.step = 0
         torch.manual_seed(recipe.train.seed)
-        self.model = CausalLM(recipe.model).to(accelerator.device)
+        self.objective = make_objective(recipe, prepared)
+        self.model = make_model(recipe.model).to(accelerator.device)
         self.optimizer = make_optimizer(self.model, recipe.train)
-        self._parallel: nn.Module = self.model
+        self._loss: nn.Module = Loss(self.model)
         self._controlled = [
             (layer, layer.quant_prob)
             for layer in self.model.modules()
@@ -85,14 +87,29 @@ class Trainer:
         checkpoint.restore_optimizer(self.model, self.optimizer, state.optimizer)
         self.step = state.step
 
+    def begin_from(self, folder: Path) -> None:
+        """Takes the weights of a checkpoint that knows the same tokens.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or it holds another model.
+            ConfigError: it has another tokenizer.
+        """
+        path = checkpoint.find(folder)
+        if data.fingerprint(data.load_tokenizer(path)) != data.fingerprint(self.data.tokenizer):
+            raise ConfigError(
+                f"train.initial_checkpoint = {str(folder)!r} has another tokenizer than the text; "
+                "leave data.tokenizer empty"
+            )
+        checkpoint.load_weights(self.model, path)
+
     def start(self) -> None:
         """Hands the model to the compiler, if asked for, and to all processes."""
         if self.recipe.train.compile:
             # A controller tosses its coin outside of the graph; that is meant and nothing to warn users of.
             logging.getLogger("torch._dynamo.variables.tensor").setLevel(logging.ERROR)
-            self.model.compile()
-        self._parallel = self.accelerator.prepare_model(self.model)
-        self._parallel.train()
+            self._loss.compile()
+        self._loss = self.accelerator.prepare_model(self._loss)
+        self._loss.train()
 
     def advance(self) -> Step:
         """One optimiser step.
@@ -106,7 +123,7 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         self._set_quant_prob()
         self._seed_noise()
-        loss = self.accelerator.reduce(self._accumulate_gradients(), "mean")
+        loss, num_targets = self._accumulate_gradients()
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         if not (loss.isfinite() and norm.isfinite()):
             raise TrainingError(
@@ -119,8 +136,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        tokens = config.batch_size * config.sequence_length
-        return Step(self.step, float(loss), rate, float(norm), tokens, time.perf_counter() - started)
+        return Step(self.step, float(loss), rate, float(norm), num_targets, time.perf_counter() - started)
 
     def evaluate(self, num_sequences: int | None = None) -> tuple[Evaluation, dict[str, ControllerUse]]:
         """Loss on the validation text, and how the controllers choose there.
@@ -131,15 +147,13 @@ class Trainer:
         config = self.recipe.train
         limit = config.evaluate_sequences if num_sequences is None else num_sequences
         with ControllerStatistics(self.model) as statistics:
-            result = evaluate(
-                self.model, self.data.validation, config.sequence_length, limit, tokenizer=self.data.tokenizer
-            )
+            result = self.objective.evaluate(self.model, limit)
         return result, statistics.results()
 
     def sample(self) -> str:
-        """What the model writes after the recipe's prompt."""
+        """What the model writes after the recipe's prompt, or for a source."""
         sampling = SamplingConfig(max_new_tokens=40, temperature=0.8)
-        return generate(self.model, self.data.tokenizer, self.recipe.train.sample_prompt, sampling)[0].text
+        return generate(self.model, self.data.tokenizer, self.objective.prompt(), sampling)[0].text
 
     def save(self) -> Path:
         """Writes a checkpoint, once for all processes. Raises CheckpointError."""
@@ -148,37 +162,34 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return checkpoint.folder_of(self.run, self.step)
 
-    def _parts(self) -> tuple[Tensor, ...]:
-        """This process's sequences of the present step, in parts whose gradients are accumulated."""
-        config = self.recipe.train
-        windows = data.batch(
-            self.data.train.tokens,
-            seed=config.seed,
-            step=self.step,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            batch_size=config.batch_size,
-            sequence_length=config.sequence_length,
-        )
-        return torch.from_numpy(windows).to(self.accelerator.device).chunk(config.gradient_accumulation_steps)
+    def _parts(self) -> list[Part]:
+        """This process's share of the present step's batch, in parts whose gradients are accumulated."""
+        device, processes = self.accelerator.device, self.accelerator
+        parts = self.objective.parts(self.step, processes.process_index, processes.num_processes)
+        return [tuple(tensor.to(device) for tensor in part) for part in parts]
 
-    def _loss(self, model: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
+    def _sum_of_losses(self, loss: nn.Module, part: Part) -> Tensor:
         bf16 = self.recipe.train.precision == "bf16"
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
-            logits = model(windows[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+            return loss(*part)
 
-    def _accumulate_gradients(self) -> Tensor:
-        """Leaves the gradients of the mean loss, over all processes, in the parameters; gives this process's loss."""
-        parts = self._parts()
-        total = torch.zeros((), device=self.accelerator.device)
+    def _accumulate_gradients(self) -> tuple[Tensor, int]:
+        """Leaves the gradients of the mean loss, over all processes, in the parameters; gives that loss.
+
+        Returns:
+            The loss, in nats per token, and the number of tokens that were predicted.
+        """
+        parts, processes = self._parts(), self.accelerator
+        num_targets = torch.tensor(sum(map(self.objective.num_targets, parts)), device=processes.device)
+        num_targets = int(processes.reduce(num_targets, "sum"))
+        total = torch.zeros((), device=processes.device)
         for index, part in enumerate(parts):
             is_last = index == len(parts) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self._parallel):
-                loss = self._loss(self._parallel, part) / len(parts)
-                self.accelerator.backward(loss)
+            with nullcontext() if is_last else processes.no_sync(self._loss):
+                loss = self._sum_of_losses(self._loss, part) / num_targets
+                processes.backward(loss * processes.num_processes)  # of which the gradients' mean is taken
             total += loss.detach()
-        return total
+        return processes.reduce(total, "sum"), num_targets
 
     def _seed_noise(self) -> None:
         key = f"{self.recipe.train.seed}/{self.step}/{self.accelerator.process_index}"
@@ -219,8 +230,9 @@ class Trainer:
         self._seed_noise()
         try:
             with torch.no_grad():
+                loss = Loss(self.model)
                 for part in self._parts():
-                    self._loss(self.model.forward, part)
+                    self._sum_of_losses(loss, part)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -251,7 +263,6 @@ def _check(recipe: Recipe, prepared: data.PreparedData, num_processes: int) -> N
             f"train.sample_prompt has {prompt} tokens, but model.max_position_embeddings = "
             f"{recipe.model.max_position_embeddings}; shorten it"
         )
-    data.num_windows(prepared.train.num_tokens, config.sequence_length)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -278,6 +289,7 @@ def train(recipe: Recipe, run: Path, resume: str | Path | None = None, quiet: bo
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
         TrainingError, CheckpointError, ConfigError, DataError: as their messages say.
     """
+    recipe = with_initial_tokenizer(recipe)
     start = None if resume is None else checkpoint.find(resume)
     if checkpoint.checkpoints(run) and (start is None or start.resolve().parent != run.resolve()):
         raise ConfigError(f"{run} holds checkpoints already; go on with --resume, or choose another folder with --out")
@@ -288,6 +300,8 @@ def train(recipe: Recipe, run: Path, resume: str | Path | None = None, quiet: bo
         trainer = Trainer(recipe, run, prepared, accelerator)
         if start is not None:
             trainer.resume(start)
+        elif recipe.train.initial_checkpoint:
+            trainer.begin_from(Path(recipe.train.initial_checkpoint))
         trainer.start()
         return _go_on(trainer, quiet) or start or run
     finally:

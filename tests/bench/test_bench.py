@@ -92,7 +92,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     """The 800m rows with small sizes, and the tiny ones; a table, a plot, and JSON as the last line."""
     monkeypatch.setattr(
         decode,
-        "preset",
+        "language_model_preset",
         lambda name: replace(
             preset(f"small-1m-{name.removeprefix('scaling-800m-').replace('ff', 'ff16', 1)}")
             if name in ("scaling-800m-dense", "scaling-800m-ff")
@@ -118,7 +118,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_tuning_remembers_the_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERSE_CACHE", str(tmp_path))
     monkeypatch.delenv("TERSE_THREADS", raising=False)
-    monkeypatch.setattr(decode, "preset", lambda name: preset("small-1m-ff-qkv-loss"))
+    monkeypatch.setattr(decode, "language_model_preset", lambda name: preset("small-1m-ff-qkv-loss"))
     times = decode.tune(repetitions=2)
     assert list(times) == list(range(1, native.physical_cores() + 1))
     assert default_threads() == min(times, key=lambda count: times[count])

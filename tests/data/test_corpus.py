@@ -10,7 +10,8 @@ from terseformer.data import DataError, read_documents
 
 
 def read(*sources: str | Path, **settings) -> list[str]:
-    return list(read_documents(DataConfig(sources=tuple(map(str, sources)), **settings), Path("no cache is used")))
+    config = DataConfig(sources=tuple(map(str, sources)), **settings)
+    return [document.text for document in read_documents(config, Path("no cache is used"))]
 
 
 def jsonl(path: Path, *rows: object) -> Path:
@@ -133,6 +134,6 @@ def test_sources_that_match_nothing(tmp_path):
 def test_documents_are_read_one_at_a_time(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "first"}\nbroken\n')
     documents = read_documents(DataConfig(sources=(str(tmp_path / "a.jsonl"),)), tmp_path)
-    assert next(documents) == "first"
+    assert next(documents).text == "first"
     with pytest.raises(DataError, match="line 2"):
         next(documents)

@@ -12,7 +12,8 @@ from terseformer.data.hub import HubSource
 
 
 def read(source: str, **settings) -> list[str]:
-    return list(read_documents(DataConfig(sources=(source,), **settings), Path("no cache is used")))
+    config = DataConfig(sources=(source,), **settings)
+    return [document.text for document in read_documents(config, Path("no cache is used"))]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ OTHER = "0" * 64
 
 
 def read(cache: Path, *sha256: str, source: str = SOURCE, **settings) -> list[str]:
-    return list(read_documents(DataConfig(sources=(source,), sha256=sha256, **settings), cache))
+    config = DataConfig(sources=(source,), sha256=sha256, **settings)
+    return [document.text for document in read_documents(config, cache)]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_several_package_sources_have_several_digests(index: Index, tmp_path):
     one = index.publish("words", "words-1.0.tar.gz", make_tar(FILES))
     two = index.publish("more", "more-3.tar.gz", make_tar({"more-3/t.txt": b"more"}))
     config = DataConfig(sources=(SOURCE, "pypi:more==3/*.txt"), sha256=(two, one))
-    assert list(read_documents(config, tmp_path)) == [*TEXTS, "more"]
+    assert [document.text for document in read_documents(config, tmp_path)] == [*TEXTS, "more"]
 
 
 def test_damaged_cache_file_is_fetched_again(index: Index, tmp_path):

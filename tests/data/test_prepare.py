@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from samples import TEXTS
 from terseformer.config import ConfigError, DataConfig
 from terseformer.data import DataError, fingerprint, prepare, prepare_in_cache, tokens, train_tokenizer
+from terseformer.data.documents import Document
 from terseformer.data.files import atomic_write
 from terseformer.data.prepare import _divide, _split
 from terseformer.errors import UserError
@@ -165,28 +166,39 @@ fractions = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
 @given(st.lists(texts_of_any_kind, min_size=2, max_size=8, unique=True), fractions)
 def test_each_side_has_a_document(texts, fraction):
-    parts = [_split(texts, fraction)(text) for text in texts]
-    train, validation = ([part for part in side if part] for side in zip(*parts, strict=True))
+    documents = list(map(Document, texts))
+    parts = [_split(documents, fraction)(document) for document in documents]
+    train, validation = ([part.text for part in side if part] for side in zip(*parts, strict=True))
     assert train
     assert validation
     assert sorted(train + validation) == sorted(texts)
-    assert parts == [_split(texts[::-1] + texts, fraction)(text) for text in texts]
+    assert parts == [_split(documents[::-1] + documents, fraction)(document) for document in documents]
+
+
+def test_a_group_stays_together():
+    documents = [Document(str(number), group=str(number % 500)) for number in range(5000)]
+    sides = {}
+    for document in documents:
+        train, _ = _split(documents, 0.1)(document)
+        sides.setdefault(document.group, set()).add(train is not None)
+    assert all(len(side) == 1 for side in sides.values())
+    assert 30 < sum(side == {False} for side in sides.values()) < 70
 
 
 def test_share_of_validation():
-    texts = [str(number) for number in range(5000)]
-    split = _split(texts, 0.1)
-    assert 400 < sum(validation != "" for _, validation in map(split, texts)) < 600
+    documents = [Document(str(number)) for number in range(5000)]
+    split = _split(documents, 0.1)
+    assert 400 < sum(validation is not None for _, validation in map(split, documents)) < 600
     # A longer corpus leaves each document on its side.
-    assert list(map(_split([*texts, "more"], 0.1), texts)) == list(map(split, texts))
+    assert list(map(_split([*documents, Document("more")], 0.1), documents)) == list(map(split, documents))
 
 
 def test_split_reads_no_more_than_it_needs():
-    def texts():
-        yield from map(str, range(500))
+    def documents():
+        yield from (Document(str(number)) for number in range(500))
         raise AssertionError("read too far")
 
-    assert _split(texts(), 0.5)
+    assert _split(documents(), 0.5)
 
 
 @given(st.lists(texts_of_any_kind, min_size=2).map("".join), fractions)
@@ -198,7 +210,8 @@ def test_any_single_document_is_divided(text, fraction):
     size = len(text.strip())
     wanted = min(max(size * fraction, 1), size - 1)
     assert abs(len(tail.rstrip()) - wanted) <= min(wanted, size - wanted) / 2 + 1
-    assert _split([text], fraction)(text) == (head, tail)
+    whole = Document(text)
+    assert _split([whole], fraction)(whole) == (Document(head), Document(tail))
 
 
 LINES = [f"Line {i} of the book. It ends so." for i in range(100)]
@@ -437,14 +450,14 @@ def test_memory_does_not_grow_with_the_corpus(config, tmp_path, monkeypatch):
 
         alive = peak = 0
 
-        def __init__(self, _: str):
+        def __init__(self, _: int):
             Text.alive += 1
             Text.peak = max(Text.peak, Text.alive)
 
         def __del__(self):
             Text.alive -= 1
 
-    monkeypatch.setattr(MODULE, "read_documents", lambda *_: map(Text, map(str, range(5000))))
+    monkeypatch.setattr(MODULE, "read_documents", lambda *_: (Document(Text(number)) for number in range(5000)))
     monkeypatch.setattr(tokens, "_ENCODE_CHARACTERS", 400)
     data = prepare(config, tmp_path / "out")
     assert data.train.num_documents + data.validation.num_documents == 5000

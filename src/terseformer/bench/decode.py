@@ -28,7 +28,7 @@ from terseformer.data import default_cache
 from terseformer.engine import Engine
 from terseformer.layout import Dtype
 from terseformer.model import CausalLM
-from terseformer.presets import preset
+from terseformer.presets import language_model_preset
 from terseformer.sampling import SamplingConfig
 from terseformer.threads import default_threads, remember
 
@@ -193,7 +193,7 @@ def tune(folder: Path | None = None, repetitions: int = 5) -> dict[int, float]:
         Seconds a token by number of threads, for the paper's 800M sparse decoder.
     """
     folder = folder or default_cache() / "bench"
-    config = preset("scaling-800m-ff-qkv-loss")
+    config = language_model_preset("scaling-800m-ff-qkv-loss")
     counts = range(1, native.physical_cores() + 1)
     times = measured_in_turn([_Ours(config, "f32", count, folder) for count in counts], repetitions, rest=_REST)
     medians = {count: statistics.median(seconds) for count, seconds in zip(counts, times, strict=True)}
@@ -262,7 +262,7 @@ def _milliseconds(seconds: Sequence[float]) -> tuple[float, ...]:
 
 def _800m(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     names = ("dense", "ff", "qkv", "ff-qkv", "ff-qkv-loss")
-    runs = {name: _Ours(preset(f"scaling-800m-{name}"), "f32", threads, folder) for name in names}
+    runs = {name: _Ours(language_model_preset(f"scaling-800m-{name}"), "f32", threads, folder) for name in names}
     return _measure("800m", dict(runs), repetitions, meter, with_blocks=True)
 
 
@@ -271,7 +271,10 @@ def _17b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> lis
     runs = {}
     for name in ("dense", "ff-qkv"):
         config = replace(
-            preset(f"scaling-17b-{name}"), num_hidden_layers=1, vocab_size=16, max_position_embeddings=SOURCE * 4
+            language_model_preset(f"scaling-17b-{name}"),
+            num_hidden_layers=1,
+            vocab_size=16,
+            max_position_embeddings=SOURCE * 4,
         )
         runs[f"{name}, one block"] = _Ours(config, "f32", threads, folder)
     return _measure("17b", dict(runs), repetitions, meter)
@@ -279,7 +282,7 @@ def _17b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> lis
 
 def _17b_whole(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     """The sparse model with 14 blocks, which make 17 billion parameters without an encoder."""
-    config = replace(preset("scaling-17b-ff-qkv"), num_hidden_layers=14)
+    config = replace(language_model_preset("scaling-17b-ff-qkv"), num_hidden_layers=14)
     run = _Ours(config, "int8", threads, folder)
     (row,) = _measure("17b-whole", {"ff-qkv int8": run}, repetitions, meter)
     return [replace(row, resident_gigabytes=_resident_bytes() / 1e9)]
@@ -292,7 +295,7 @@ def _resident_bytes() -> int:
 
 
 def _08b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
-    dense, sparse = preset("decoder-0.8b-dense"), preset("decoder-0.8b-ff-qkv-loss")
+    dense, sparse = language_model_preset("decoder-0.8b-dense"), language_model_preset("decoder-0.8b-ff-qkv-loss")
     feed_forward = dense.feed_forward
     assert isinstance(feed_forward, DenseFeedForwardConfig)
     sizes = rivals.Sizes(
@@ -319,7 +322,7 @@ def _08b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> lis
 
 
 def _tiny(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
-    config = replace(preset("tiny"), max_position_embeddings=64)
+    config = replace(language_model_preset("tiny"), max_position_embeddings=64)
     runs = {f"{count} threads": _Ours(config, "f32", count, folder) for count in sorted({1, threads})}
     return _measure("tiny", dict(runs), 5 * repetitions, meter)
 

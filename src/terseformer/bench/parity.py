@@ -14,7 +14,7 @@ from terseformer.engine import Engine
 from terseformer.errors import UserError
 from terseformer.model import CausalLM
 from terseformer.pack import load_packed, write_packed
-from terseformer.presets import preset
+from terseformer.presets import language_model_preset
 
 _PRESETS = ("small-1m-dense", "small-1m-ff64", "small-1m-qkv-faithful", "small-1m-ff-qkv-loss")
 _TOKENS = 40
@@ -31,7 +31,9 @@ def check_parity(threads: int) -> float:
     Raises:
         ParityError: it is more than 1e-4.
     """
-    largest = max(_difference(replace(preset(name), max_position_embeddings=_TOKENS), threads) for name in _PRESETS)
+    largest = max(
+        _difference(replace(language_model_preset(name), max_position_embeddings=_TOKENS), threads) for name in _PRESETS
+    )
     if not largest <= _TOLERANCE:
         raise ParityError(
             f"the engine's logits differ from PyTorch's by {largest:.1e}, more than {_TOLERANCE:.0e}: a fast wrong "

@@ -31,4 +31,8 @@ from terseformer.config.parts import SparseProjectionConfig as SparseProjectionC
 from terseformer.config.parts import SRUConfig as SRUConfig
 from terseformer.config.parts import SwitchFeedForwardConfig as SwitchFeedForwardConfig
 from terseformer.config.recipe import Recipe as Recipe
+from terseformer.config.training import NextTokenConfig as NextTokenConfig
+from terseformer.config.training import ObjectiveConfig as ObjectiveConfig
+from terseformer.config.training import PairsConfig as PairsConfig
+from terseformer.config.training import SpanCorruptionConfig as SpanCorruptionConfig
 from terseformer.config.training import TrainConfig as TrainConfig

@@ -2,10 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from terseformer.config.checks import require_multiple, require_ranges
+from terseformer.config.checks import require, require_multiple, require_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenConfig:
+    """A language model predicts each token of a text from those before it."""
+
+    kind: Literal["next_token"] = "next_token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanCorruptionConfig:
+    """An encoder-decoder writes the spans that were taken out of its source."""
+
+    kind: Literal["span_corruption"] = "span_corruption"
+    corruption_rate: float = 0.15
+    """Share of the tokens that are taken out."""
+    mean_span_length: float = 3.0
+    """Mean number of tokens in a span."""
+
+    def __post_init__(self) -> None:
+        require_ranges("train.objective", self, share=("corruption_rate",))
+        require(
+            self.mean_span_length >= 1,
+            f"train.objective.mean_span_length must be at least 1, not {self.mean_span_length}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    """An encoder-decoder writes the `data.target_field` of a row whose text is its source.
+
+    Pairs whose source is longer than `train.sequence_length` are left out.
+    """
+
+    kind: Literal["pairs"] = "pairs"
+    max_target_length: int = 64
+    """Longest target, in tokens, its end included; pairs with longer ones are left out."""
+
+    def __post_init__(self) -> None:
+        require_ranges("train.objective", self, count=("max_target_length",))
+
+
+ObjectiveConfig = NextTokenConfig | SpanCorruptionConfig | PairsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +58,13 @@ class TrainConfig:
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 16
-    """Sequences in a step, over all processes and accumulated parts."""
+    """Sequences or pairs in a step, over all processes and accumulated parts."""
     sequence_length: int = 128
-    """Tokens in a sequence."""
+    """Tokens in a sequence; of pairs, in the longest source."""
+    objective: ObjectiveConfig = field(default_factory=NextTokenConfig)
+    """What is learned."""
+    initial_checkpoint: str = ""
+    """A checkpoint's or run's folder whose weights the model begins with, and whose tokenizer it has."""
     gradient_accumulation_steps: int = 1
     """Parts that each step's batch is divided into."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"

@@ -4,8 +4,13 @@ from terseformer.data.batches import batch as batch
 from terseformer.data.batches import num_windows as num_windows
 from terseformer.data.batches import validation_windows as validation_windows
 from terseformer.data.corpus import read_documents as read_documents
+from terseformer.data.corruption import SpanCorruption as SpanCorruption
 from terseformer.data.errors import DataError as DataError
 from terseformer.data.files import default_cache as default_cache
+from terseformer.data.pairs import PairBatch as PairBatch
+from terseformer.data.pairs import PairFile as PairFile
+from terseformer.data.pairs import pair_batch as pair_batch
+from terseformer.data.pairs import pair_validation_batches as pair_validation_batches
 from terseformer.data.prepare import PreparedData as PreparedData
 from terseformer.data.prepare import prepare as prepare
 from terseformer.data.prepare import prepare_in_cache as prepare_in_cache

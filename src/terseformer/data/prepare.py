@@ -18,12 +18,13 @@ from tokenizers import Tokenizer
 
 from terseformer.config import DataConfig
 from terseformer.data.corpus import local_files, read_documents
+from terseformer.data.documents import Document
 from terseformer.data.errors import DataError
 from terseformer.data.files import atomic_write, default_cache
 from terseformer.data.tokenizer import fingerprint, load_tokenizer, train_tokenizer
 from terseformer.data.tokens import TokenFile, token_writer
 
-VERSION = 1
+VERSION = 2
 _MANIFEST = "data.json"
 _LOCK = ".lock"
 _BUILDING = ".building"
@@ -39,8 +40,8 @@ _BOUNDARIES = (
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the documents and the UTF-8 bytes that it has seen."""
 
-Split = Callable[[str], tuple[str, str]]
-"""A document's part for training and its part for validation; "" where it has none."""
+Split = Callable[[Document], tuple[Document | None, Document | None]]
+"""A document's part for training and its part for validation."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def prepare(
 ) -> PreparedData:
     """Reads and splits the corpus, trains or loads the tokenizer and writes both token files into `folder`.
 
-    Validation gets whole documents: those whose text has a hash in the lowest `validation_fraction`, and at least one.
+    Validation gets whole documents: those whose group, or else text, has a hash in the lowest `validation_fraction`,
+    and at least one.
     A corpus of a single document, such as one book in a `.txt` file, is cut instead: validation gets its end, between
     half and one and a half times that share of its characters. The cut is the line end nearest to the share, else the
     end of a sentence or of a word, and in a text without any of these it falls between two characters.
@@ -78,7 +80,8 @@ def prepare(
         DataError: a source, the tokenizer or the split is at fault.
         ConfigError: a setting is.
     """
-    return _prepare(config, _manifest(config), Path(folder), cache or default_cache(), on_progress)
+    cache = cache or default_cache()
+    return _prepare(config, _manifest(config, cache), Path(folder), cache, on_progress)
 
 
 def prepare_in_cache(config: DataConfig, on_progress: Progress | None = None) -> PreparedData:
@@ -86,7 +89,8 @@ def prepare_in_cache(config: DataConfig, on_progress: Progress | None = None) ->
 
     So nobody replaces the files of a run: texts that change, and other texts under the same name, get another folder.
     """
-    manifest, cache = _manifest(config), default_cache()
+    cache = default_cache()
+    manifest = _manifest(config, cache)
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode("utf-8")).hexdigest()[:16]
     return _prepare(config, manifest, cache / "tokens" / digest, cache, on_progress)
 
@@ -125,54 +129,62 @@ def _prepare(
 def _build(config: DataConfig, folder: Path, cache: Path, on_progress: Progress | None) -> None:
     split = _split(read_documents(config, cache), config.validation_fraction)
 
-    def parts(stage: str) -> Iterator[tuple[str, str]]:
+    def parts(stage: str) -> Iterator[tuple[Document | None, Document | None]]:
         return map(split, _reporting(read_documents(config, cache), stage, on_progress))
 
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
     else:
-        tokenizer = train_tokenizer((train for train, _ in parts("tokenizer") if train), config.vocab_size)
+        known = (train for train, _ in parts("tokenizer") if train is not None)
+        texts = (text for document in known for text in (document.text, document.target) if text)
+        tokenizer = train_tokenizer(texts, config.vocab_size, config.num_sentinels)
     with atomic_write(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True).encode("utf-8"))
     with (
         token_writer(folder / "train.bin", tokenizer) as add_to_train,
         token_writer(folder / "validation.bin", tokenizer) as add_to_validation,
     ):
-        for train, validation in parts("tokens"):
-            if train:
-                add_to_train(train)
-            if validation:
-                add_to_validation(validation)
+        for sides in parts("tokens"):
+            for document, add in zip(sides, (add_to_train, add_to_validation), strict=True):
+                if document is not None:
+                    add(document.text)
+                    if config.target_field:
+                        add(document.target)
 
 
-def _split(documents: Iterable[str], fraction: float) -> Split:
+def _split(documents: Iterable[Document], fraction: float) -> Split:
     """Gives validation the documents with a hash below `fraction`, or the end of a single one; both sides get some.
 
     Reads until it has seen a document for each side. Where there is none below (or above), the one with the lowest
     (highest) hash changes sides. Equal texts stay together.
     """
-    count, only, lowest, highest = 0, "", 1.0, 0.0
-    for text in documents:
-        count, only = count + 1, text
-        place = _place(text)
+    count, only, lowest, highest = 0, Document(""), 1.0, 0.0
+    for document in documents:
+        count, only = count + 1, document
+        place = _place(document)
         lowest, highest = min(lowest, place), max(highest, place)
         if lowest < fraction <= highest:
             return _split_by_hash(fraction)
     if count == 0:
         raise DataError("data.sources hold no text; give others")
-    if count == 1:
-        _divide(only, fraction)  # whether it can be
-        return lambda text: _divide(text, fraction)
+    if count == 1 and not only.target:
+        _divide(only.text, fraction)  # whether it can be
+        return lambda document: _cut(document, fraction)
     if lowest == highest:
         raise DataError(
-            f"data.sources hold {count} documents with the same text, but training and validation may not share any; "
-            "give other files too"
+            f"data.sources hold {count} documents with the same {'group' if only.group else 'text'}, but training and "
+            "validation may not share any; give others too"
         )
     return _split_by_hash(highest if highest < fraction else math.nextafter(lowest, 1))
 
 
 def _split_by_hash(bound: float) -> Split:
-    return lambda text: ("", text) if _place(text) < bound else (text, "")
+    return lambda document: (None, document) if _place(document) < bound else (document, None)
+
+
+def _cut(document: Document, fraction: float) -> tuple[Document | None, Document | None]:
+    train, validation = _divide(document.text, fraction)
+    return Document(train), Document(validation)
 
 
 def _divide(text: str, fraction: float) -> tuple[str, str]:
@@ -194,17 +206,18 @@ def _divide(text: str, fraction: float) -> tuple[str, str]:
     return text[:wanted], text[wanted:]
 
 
-def _place(text: str) -> float:
-    """A number in [0, 1) from the SHA-256 of the text."""
-    return (int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") >> 11) / 2**53
+def _place(document: Document) -> float:
+    """A number in [0, 1) from the SHA-256 of the group, or else of the text."""
+    key = document.group or document.text
+    return (int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") >> 11) / 2**53
 
 
-def _reporting(documents: Iterable[str], stage: str, on_progress: Progress | None) -> Iterator[str]:
+def _reporting(documents: Iterable[Document], stage: str, on_progress: Progress | None) -> Iterator[Document]:
     count = size = reported = 0
     for document in documents:
         yield document
         count += 1
-        size += len(document.encode("utf-8"))
+        size += len(document.text.encode("utf-8"))
         if on_progress is not None and size - reported >= _REPORT_EVERY:
             on_progress(stage, count, size)
             reported = size
@@ -212,9 +225,9 @@ def _reporting(documents: Iterable[str], stage: str, on_progress: Progress | Non
         on_progress(stage, count, size)
 
 
-def _manifest(config: DataConfig) -> dict[str, Any]:
+def _manifest(config: DataConfig, cache: Path) -> dict[str, Any]:
     local = [source for source in config.sources if not source.startswith(("hf:", "pypi:"))]
-    files = [path for source in local for path in local_files(source)]
+    files = [path for source in local for path in local_files(source, cache)]
     stats = [(str(path.resolve()), path.stat()) for path in files]
     manifest = {
         "version": VERSION,

@@ -29,25 +29,32 @@ _END_OF_TEXT_NAMES = (
 _MIN_VOCAB_SIZE = 257
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+def sentinel(number: int) -> str:
+    """The name of the token that stands for a span of a text, from 0; T5's."""
+    return f"<extra_id_{number}>"
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int, num_sentinels: int = 0) -> Tokenizer:
     """Trains a byte-level BPE; every text can be encoded and comes back unchanged.
 
-    Token 0 is `<|endoftext|>`. The same documents give the same tokenizer. A small corpus may give fewer than
-    `vocab_size` tokens.
+    Token 0 is `<|endoftext|>`, sentinels follow. The same documents give the same tokenizer. A small corpus may give
+    fewer than `vocab_size` tokens.
 
     Raises:
-        ConfigError: `vocab_size` has no room for the 256 bytes and the end of text.
+        ConfigError: `vocab_size` has no room for the 256 bytes, the end of text and the sentinels.
     """
-    if vocab_size < _MIN_VOCAB_SIZE:
+    if vocab_size < _MIN_VOCAB_SIZE + num_sentinels:
+        sentinels = f" and {num_sentinels} sentinels" if num_sentinels else ""
         raise ConfigError(
-            f"data.vocab_size must be at least {_MIN_VOCAB_SIZE} (256 bytes and {END_OF_TEXT}), not {vocab_size}"
+            f"data.vocab_size must be at least {_MIN_VOCAB_SIZE + num_sentinels} (256 bytes and {END_OF_TEXT}"
+            f"{sentinels}), not {vocab_size}"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *map(sentinel, range(num_sentinels))],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

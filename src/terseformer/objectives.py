@@ -1,0 +1,203 @@
+"""What a model learns: the batches of a step, and the loss on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from terseformer import data
+from terseformer.config import PairsConfig, Recipe, SpanCorruptionConfig, TrainConfig
+from terseformer.encoder_decoder import EncoderDecoder
+from terseformer.evaluation import Evaluation, evaluate, evaluate_pairs
+from terseformer.model import CausalLM
+
+Part = tuple[Tensor, ...]
+"""What the loss is computed on at once."""
+
+
+class Loss(nn.Module):
+    """The sum of a part's cross-entropies, in float32: what processes share gradients of, and the compiler sees."""
+
+    def __init__(self, model: CausalLM | EncoderDecoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *part: Tensor) -> Float[Tensor, ""]:
+        """Of windows, [B, T + 1], or of sources, their lengths, targets with their start, and their lengths."""
+        if isinstance(self.model, CausalLM):
+            (windows,) = part
+            return sum_of_losses(self.model.head, self.model.hidden(windows[:, :-1]), windows[:, 1:])
+        source, num_source, target, num_target = part
+        encoded, num_source = self.model.encode(source, num_source)
+        hidden = self.model.hidden(encoded, num_source, target[:, :-1])
+        return sum_of_losses(self.model.head, hidden, target[:, 1:], num_target)
+
+
+def sum_of_losses(
+    head: nn.Module,
+    hidden: Float[Tensor, "B T D"],
+    targets: Int[Tensor, "B T"],
+    num_real: Int[Tensor, " B"] | None = None,
+) -> Float[Tensor, ""]:
+    """The sum of the cross-entropies of a batch's targets; what follows a row's real ones counts nothing."""
+    if num_real is not None:
+        padding = torch.arange(targets.shape[1], device=targets.device) >= num_real[:, None]
+        targets = targets.masked_fill(padding, -100)
+    return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+
+
+class NextToken:
+    """Each token of a window from those before it."""
+
+    def __init__(self, config: TrainConfig, prepared: data.PreparedData) -> None:
+        self._config, self._data = config, prepared
+        data.num_windows(prepared.train.num_tokens, config.sequence_length)  # whether there is text enough
+
+    def parts(self, step: int, rank: int, world_size: int) -> list[Part]:
+        """A process's share of a step's windows, in parts whose gradients are accumulated."""
+        config = self._config
+        windows = data.batch(
+            self._data.train.tokens,
+            seed=config.seed,
+            step=step,
+            rank=rank,
+            world_size=world_size,
+            batch_size=config.batch_size,
+            sequence_length=config.sequence_length,
+        )
+        return [(part,) for part in torch.from_numpy(windows).chunk(config.gradient_accumulation_steps)]
+
+    def num_targets(self, part: Part) -> int:
+        """All tokens but the first of each row."""
+        return part[0][:, 1:].numel()
+
+    def evaluate(self, model: nn.Module, limit: int) -> Evaluation:
+        """Loss on the validation text."""
+        assert isinstance(model, CausalLM)
+        length, tokenizer = self._config.sequence_length, self._data.tokenizer
+        return evaluate(model, self._data.validation, length, limit, tokenizer=tokenizer)
+
+    def prompt(self) -> str:
+        """The recipe's prompt."""
+        return self._config.sample_prompt
+
+
+class _SourceToTarget:
+    """A target from its source; with a sample's source from the recipe, else the first one of the validation."""
+
+    def __init__(self, config: TrainConfig, prepared: data.PreparedData) -> None:
+        self._config, self._data = config, prepared
+
+    def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
+        """The same as arrays."""
+        raise NotImplementedError
+
+    def validation(self, limit: int) -> Iterator[data.PairBatch]:
+        """Batches of the validation text."""
+        raise NotImplementedError
+
+    def parts(self, step: int, rank: int, world_size: int) -> list[Part]:
+        """A process's share of a step's pairs, in parts whose gradients are accumulated."""
+        return [tensors(batch) for batch in self.batches(step, rank, world_size)]
+
+    def num_targets(self, part: Part) -> int:
+        """Real tokens of the targets."""
+        return int(part[-1].sum())
+
+    def evaluate(self, model: nn.Module, limit: int) -> Evaluation:
+        """Loss on the targets of the validation text."""
+        assert isinstance(model, EncoderDecoder)
+        return evaluate_pairs(model, self.validation(limit))
+
+    def prompt(self) -> str:
+        """The recipe's prompt, or the first source of the validation text."""
+        if prompt := self._config.sample_prompt:
+            return prompt
+        first = next(self.validation(1))
+        return self._data.tokenizer.decode(first.source[0, : first.num_source[0]].tolist(), skip_special_tokens=False)
+
+
+class SpanCorruption(_SourceToTarget):
+    """The spans that were taken out of a window."""
+
+    def __init__(
+        self, config: TrainConfig, objective: SpanCorruptionConfig, prepared: data.PreparedData, pad_token_id: int
+    ) -> None:
+        super().__init__(config, prepared)
+        data.num_windows(prepared.train.num_tokens, config.sequence_length)
+        self._corruption = data.SpanCorruption(
+            prepared.tokenizer,
+            config.sequence_length,
+            objective.corruption_rate,
+            objective.mean_span_length,
+            pad_token_id,
+        )
+
+    def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
+        """Windows without their spans."""
+        config = self._config
+        return self._corruption.batch(
+            self._data.train.tokens,
+            seed=config.seed,
+            step=step,
+            rank=rank,
+            world_size=world_size,
+            batch_size=config.batch_size,
+            num_parts=config.gradient_accumulation_steps,
+        )
+
+    def validation(self, limit: int) -> Iterator[data.PairBatch]:
+        """Batches of the validation text."""
+        return self._corruption.validation_batches(self._data.validation.tokens, limit)
+
+
+class Pairs(_SourceToTarget):
+    """The target that the data name for a source."""
+
+    def __init__(
+        self, config: TrainConfig, objective: PairsConfig, prepared: data.PreparedData, pad_token_id: int
+    ) -> None:
+        super().__init__(config, prepared)
+        limits = config.sequence_length, objective.max_target_length, pad_token_id
+        self._train, self._validation = (data.PairFile(file, *limits) for file in (prepared.train, prepared.validation))
+
+    def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
+        """Pairs of similar length."""
+        config = self._config
+        return data.pair_batch(
+            self._train,
+            seed=config.seed,
+            step=step,
+            rank=rank,
+            world_size=world_size,
+            batch_size=config.batch_size,
+            num_parts=config.gradient_accumulation_steps,
+        )
+
+    def validation(self, limit: int) -> Iterator[data.PairBatch]:
+        """Batches of the validation text."""
+        return data.pair_validation_batches(self._validation, limit)
+
+
+def tensors(batch: data.PairBatch) -> Part:
+    """A batch as `Loss` takes it."""
+    return tuple(map(torch.from_numpy, (batch.source, batch.num_source, batch.target, batch.num_target)))
+
+
+Objective = NextToken | SpanCorruption | Pairs
+"""How a recipe's model is trained and validated."""
+
+
+def make_objective(recipe: Recipe, prepared: data.PreparedData) -> Objective:
+    """The objective of a recipe. Raises DataError where its data do not suffice."""
+    match recipe.train.objective:
+        case SpanCorruptionConfig() as objective:
+            return SpanCorruption(recipe.train, objective, prepared, getattr(recipe.model, "pad_token_id", 0))
+        case PairsConfig() as objective:
+            return Pairs(recipe.train, objective, prepared, getattr(recipe.model, "pad_token_id", 0))
+        case _:
+            return NextToken(recipe.train, prepared)

@@ -34,6 +34,7 @@ terse: Scaling Transformers, trained beside their dense twins and decoded on CPU
   terse evaluate runs/small-1m --files my-text.txt    of other text
   terse generate runs/small-1m "In the beginning"     write; --temperature 0 takes the likeliest token each time
   terse chat runs/small-1m                            write on, line by line
+  terse summarize runs/summarize-short text.txt       a line for a text, by an encoder-decoder
   terse pack runs/small-1m --dtype int8               make the file that decoding maps into memory
   terse convert --from trax model.json model.weights.npy.gz models/converted
                                                       take over a model of the reference implementation
@@ -71,6 +72,7 @@ def main() -> None:
         "generate": _generate,
         "info": _info,
         "pack": _pack,
+        "summarize": _summarize,
         "train": _train,
     }
     verb, rest = args[0], args[1:]
@@ -140,17 +142,25 @@ def _evaluate(args: Sequence[str]) -> None:
         backend: Literal["torch", "engine"] = "torch",
         dtype: Literal["f32", "bf16", "int8"] = "f32",
     ) -> None:
-        """Loss, perplexity and bits per byte of a checkpoint.
+        """Loss, perplexity and bits per byte of a checkpoint; of an encoder-decoder, loss and ROUGE.
 
         Args:
             checkpoint: a checkpoint's or a run's folder.
             files: texts to evaluate on; without any, the validation text that the model was trained with.
-            sequences: sequences at most; 0 takes all.
+            sequences: sequences or pairs at most; 0 takes all.
             backend: PyTorch, or the native engine.
             dtype: of the engine's weights.
         """
+        from terseformer.config import ModelConfig
         from terseformer.evaluation import evaluate_folder
+        from terseformer.folder import find, load_config
 
+        if not isinstance(load_config(find(checkpoint)), ModelConfig):
+            if files or backend != "torch" or dtype != "f32":
+                raise UserError(
+                    "an encoder-decoder is evaluated by PyTorch on its own validation text; leave flags out"
+                )
+            return _evaluate_summaries(checkpoint, sequences)
         if backend == "torch" and dtype != "f32":
             raise UserError("--dtype is the engine's; give --backend engine too")
         result = evaluate_folder(checkpoint, files, sequences, dtype if backend == "engine" else None)
@@ -161,6 +171,57 @@ def _evaluate(args: Sequence[str]) -> None:
         print(f"tokens          {result.tokens:,} in {result.seconds:.1f} s, {result.tokens_per_second:,.0f} a second")
 
     _call("evaluate", evaluate, args)
+
+
+def _evaluate_summaries(checkpoint: Path, num_pairs: int) -> None:
+    from terseformer.rouge import TYPES
+    from terseformer.summarizing import Summarizer
+
+    result = Summarizer(checkpoint).evaluate(num_pairs)
+    print(f"loss            {result.evaluation.loss:.4f} nats per token of the targets")
+    print(f"perplexity      {result.evaluation.perplexity:.2f}")
+    if not result.rouge:
+        return
+    left_out = f", {result.num_left_out:,} longer ones left out" if result.num_left_out else ""
+    print(f"summaries       {result.num_pairs:,}{left_out}; {result.tokens_per_second:,.0f} tokens a second")
+    print(f"\n{'ROUGE':16}" + "".join(f"{name:>20}" for name in TYPES))
+    for name, scores in result.rouge.items():
+        bounds = (f"{s.mid:.1f} [{s.low:.1f}, {s.high:.1f}]" for s in (scores[kind] for kind in TYPES))
+        print(f"{name:16}" + "".join(f"{text:>20}" for text in bounds))
+    for source, reference, summary in result.examples:
+        print(f"\nsource     {' '.join(source.split())[:200]}\nreference  {reference}\nmodel      {summary}")
+
+
+def _summarize(args: Sequence[str]) -> None:
+    from terseformer.sampling import SamplingConfig
+    from terseformer.summarizing import DEFAULT_SUMMARY
+
+    def summarize(
+        checkpoint: Path,
+        files: tuple[Path, ...],
+        /,
+        divide: bool = False,
+        sampling: SamplingConfig = DEFAULT_SUMMARY,
+    ) -> None:
+        """Prints a summary of each text.
+
+        Args:
+            checkpoint: a checkpoint's or a run's folder, of an encoder-decoder that was trained on pairs.
+            files: texts; `-` is the standard input.
+            divide: divide a text that is longer than the model can read, and summarise each part.
+            sampling: how the summaries are drawn; by default the likeliest token each time.
+        """
+        from terseformer.summarizing import Summarizer, summarize_files
+
+        if not files:
+            raise UserError("terse summarize needs a text after the checkpoint: a file, or - for the standard input")
+        for path, summaries in zip(
+            files, summarize_files(Summarizer(checkpoint), files, divide, sampling), strict=True
+        ):
+            for summary in summaries:
+                print(f"{path}: {summary}" if len(files) > 1 else summary)
+
+    _call("summarize", summarize, args)
 
 
 def _generate(args: Sequence[str]) -> None:

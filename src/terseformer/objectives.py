@@ -163,7 +163,8 @@ class Pairs(_SourceToTarget):
     ) -> None:
         super().__init__(config, prepared)
         limits = config.sequence_length, objective.max_target_length, pad_token_id
-        self._train, self._validation = (data.PairFile(file, *limits) for file in (prepared.train, prepared.validation))
+        self._train = data.PairFile(prepared.train, *limits)
+        self.validation_pairs = data.PairFile(prepared.validation, *limits)
 
     def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
         """Pairs of similar length."""
@@ -180,7 +181,7 @@ class Pairs(_SourceToTarget):
 
     def validation(self, limit: int) -> Iterator[data.PairBatch]:
         """Batches of the validation text."""
-        return data.pair_validation_batches(self._validation, limit)
+        return data.pair_validation_batches(self.validation_pairs, limit)
 
 
 def tensors(batch: data.PairBatch) -> Part:

@@ -9,6 +9,7 @@ from terseformer.data.errors import DataError as DataError
 from terseformer.data.files import default_cache as default_cache
 from terseformer.data.pairs import PairBatch as PairBatch
 from terseformer.data.pairs import PairFile as PairFile
+from terseformer.data.pairs import evenly_spaced as evenly_spaced
 from terseformer.data.pairs import pair_batch as pair_batch
 from terseformer.data.pairs import pair_validation_batches as pair_validation_batches
 from terseformer.data.prepare import PreparedData as PreparedData

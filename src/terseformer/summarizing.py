@@ -1,0 +1,219 @@
+"""Summaries by an encoder-decoder: of texts, and of a validation text, beside what its authors wrote."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from terseformer import checkpoint, data
+from terseformer.config import ConfigError
+from terseformer.errors import UserError
+from terseformer.evaluation import Evaluation
+from terseformer.generation import generate
+from terseformer.objectives import Pairs, make_objective
+from terseformer.rouge import Interval, baselines, rouge
+from terseformer.sampling import GenerationError, SamplingConfig
+from terseformer.seq2seq import Seq2Seq
+from terseformer.terraformer import Terraformer
+from terseformer.text import source_ids
+
+MAX_FILE_BYTES = 2**26
+_TOGETHER = 16
+_EXAMPLES = 5
+DEFAULT_SUMMARY = SamplingConfig(temperature=0, max_new_tokens=64)
+"""The likeliest token each time."""
+
+
+@dataclass(frozen=True)
+class SummaryEvaluation:
+    """What an encoder-decoder makes of the pairs that it was not trained on."""
+
+    evaluation: Evaluation
+    """The loss on the targets."""
+    rouge: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    """ROUGE of the model's summaries (`model`) and of each baseline's; none where it was not trained on pairs."""
+    num_pairs: int = 0
+    """Pairs that were summarised."""
+    num_left_out: int = 0
+    """Pairs that are longer than the model was trained for."""
+    tokens_per_second: float = 0.0
+    """Tokens that the model wrote in a second, the reading of sources included."""
+    examples: list[tuple[str, str, str]] = field(default_factory=list)
+    """Some sources, with the reference and the model's summary of each."""
+
+
+class Summarizer:
+    """An encoder-decoder with its tokenizer.
+
+    Args:
+        folder: a checkpoint's or a run's folder.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it has no tokenizer.
+        ConfigError: it holds a language model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = checkpoint.find(folder)
+        model = checkpoint.load(self.path)
+        if not isinstance(model, Seq2Seq | Terraformer):
+            raise ConfigError(f"{self.path} holds a model of kind {model.config.kind!r}, which reads no sources")
+        self.model = model
+        self.tokenizer: Tokenizer = data.load_tokenizer(self.path)
+
+    @property
+    def limit(self) -> int:
+        """Longest source, in tokens."""
+        return self.model.config.max_position_embeddings
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a source."""
+        return len(source_ids(self.tokenizer, text, self.model.config.pad_token_id))
+
+    def summarize(self, texts: Sequence[str], sampling: SamplingConfig = DEFAULT_SUMMARY) -> list[str]:
+        """A summary of each text.
+
+        Args:
+            texts: the sources.
+            sampling: how the summaries are drawn.
+
+        Raises:
+            GenerationError: a text is empty or longer than the model's positions.
+        """
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        written = [""] * len(texts)
+        for start in range(0, len(order), _TOGETHER):
+            together = order[start : start + _TOGETHER]
+            results = generate(self.model, self.tokenizer, [texts[i] for i in together], sampling)
+            for i, result in zip(together, results, strict=True):
+                written[i] = result.text.strip()
+        return written
+
+    def parts(self, text: str) -> Iterator[str]:
+        """A text in parts that the model can read; they end where paragraphs, lines, sentences or words do."""
+        starts = [start for start, _ in self.tokenizer.encode(text).offsets]
+        begin = 0
+        while begin < len(text):
+            room = self.limit
+            while True:  # a part by itself may have a token more than within the text
+                last = bisect_left(starts, begin) + room
+                end = len(text) if last >= len(starts) else _last_boundary(text, begin, starts[last])
+                part = text[begin:end].strip()
+                if self.num_tokens(part) <= self.limit:
+                    break
+                room = room * 3 // 4
+            if part:
+                yield part
+            begin = end
+
+    def evaluate(self, num_pairs: int = 0, sampling: SamplingConfig = DEFAULT_SUMMARY) -> SummaryEvaluation:
+        """Scores targets, and summaries if it was trained on pairs, of what its recipe keeps for validation.
+
+        Args:
+            num_pairs: pairs (or windows without their spans) at most, evenly spaced; 0 takes all.
+            sampling: how the summaries are drawn.
+
+        Raises:
+            CheckpointError, DataError: the recipe or its data cannot be read, or have changed.
+        """
+        recipe = checkpoint.load_recipe(self.path)
+        prepared = data.prepare_in_cache(recipe.data)
+        if prepared.validation.tokenizer_sha256 != data.fingerprint(self.tokenizer):
+            raise data.DataError(f"data.sources have changed since {self.path} was trained and give another tokenizer")
+        objective = make_objective(recipe, prepared)
+        evaluation = objective.evaluate(self.model, num_pairs)
+        if not isinstance(objective, Pairs):
+            return SummaryEvaluation(evaluation)
+        pairs = objective.validation_pairs
+        chosen = data.evenly_spaced(len(pairs), num_pairs).tolist()
+        sources, references = (
+            [self.tokenizer.decode(tokens(i).tolist()) for i in chosen] for tokens in (pairs.source, pairs.target)
+        )
+        start = time.perf_counter()
+        summaries = self.summarize(sources, sampling)
+        seconds = time.perf_counter() - start
+        num_words = sum(len(text.split()) for text in references) / len(references)
+        others = {name: [short(text) for text in sources] for name, short in baselines(num_words).items()}
+        num_written = sum(len(self.tokenizer.encode(text).ids) + 1 for text in summaries)
+        return SummaryEvaluation(
+            evaluation,
+            {name: rouge(references, texts) for name, texts in ({"model": summaries} | others).items()},
+            len(chosen),
+            pairs.num_left_out,
+            num_written / seconds,
+            list(zip(sources, references, summaries, strict=True))[:_EXAMPLES],
+        )
+
+
+def _last_boundary(text: str, begin: int, end: int) -> int:
+    """Where to cut a text before `end`: behind the last paragraph, line, sentence or word in the second half."""
+    for separator in ("\n\n", "\n", ". ", " "):
+        at = text.rfind(separator, (begin + end) // 2, end)
+        if at >= 0:
+            return at + len(separator)
+    return end
+
+
+def read_source(path: Path) -> str:
+    """The text of a file that shall be summarised, or of the standard input for `-`.
+
+    Raises:
+        UserError: it cannot be read, is empty, larger than 64 MiB, or no text.
+    """
+    try:
+        if str(path) == "-":
+            import sys
+
+            content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise UserError(f"{path} is larger than {MAX_FILE_BYTES} bytes; divide it")
+    if b"\0" in content:
+        raise UserError(f"{path} is no text: it has a zero byte at offset {content.index(0)}; give a text file")
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start} cannot be decoded; "
+            "convert it to UTF-8"
+        ) from None
+    if not text.strip():
+        raise UserError(f"{path} is empty; there is nothing to summarise")
+    return text
+
+
+def summarize_files(
+    summarizer: Summarizer, paths: Sequence[Path], divide: bool = False, sampling: SamplingConfig = DEFAULT_SUMMARY
+) -> Iterator[list[str]]:
+    """For each file, its summary, or one for each part of it; nothing is written before all files have been read.
+
+    Args:
+        summarizer: the model.
+        paths: the files; `-` is the standard input.
+        divide: whether files that are too long are divided.
+        sampling: how the summaries are drawn.
+
+    Raises:
+        UserError: a file cannot be read, or is longer than the model's positions and not to be divided.
+    """
+    sources = []
+    for path in paths:
+        text = read_source(path).strip()
+        length = summarizer.num_tokens(text)
+        if length > summarizer.limit and not divide:
+            raise GenerationError(
+                f"{path} has {length} tokens, but the model reads {summarizer.limit} at most "
+                "(max_position_embeddings); give --divide for a summary of each part, or a model for longer sources"
+            )
+        sources.append(list(summarizer.parts(text)) if length > summarizer.limit else [text])
+    for parts in sources:
+        yield summarizer.summarize(parts, sampling)

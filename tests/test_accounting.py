@@ -28,10 +28,14 @@ from terseformer.accounting import (
     table_cost,
 )
 from terseformer.config import (
+    AttentionPatternConfig,
     DenseFeedForwardConfig,
     DenseHeadConfig,
     DenseProjectionConfig,
     EncoderDecoderConfig,
+    LocalPatternConfig,
+    LSHPatternConfig,
+    MixedPatternConfig,
     ModelConfig,
     MultiplicativeHeadConfig,
     Seq2SeqConfig,
@@ -44,10 +48,13 @@ from terseformer.layers.projection import LocalConvolution, Multiplicative, Mult
 from terseformer.model import CausalLM
 from test_encoder_decoder import CONFIGS as ENCODER_DECODERS
 from test_encoder_decoder import new_model
-from variants import MAX_POSITION, VARIANTS, make_model
+from variants import MAX_POSITION, PYTORCH_ONLY, VARIANTS, make_model
 
 aten = torch.ops.aten
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+with_patterns = pytest.mark.parametrize(
+    "config", [*VARIANTS.values(), *PYTORCH_ONLY.values()], ids=[*VARIANTS.keys(), *PYTORCH_ONLY.keys()]
+)
 CONTEXT = 6
 
 
@@ -136,7 +143,7 @@ def elementwise(model: CausalLM, *kinds: type) -> int:
     return sum(m.modules_weight.numel() for m in model.modules() if isinstance(m, kinds))
 
 
-@every_variant
+@with_patterns
 def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
     stored: Counter[str] = Counter()
     for name, parameter in CausalLM(config).named_parameters():
@@ -146,7 +153,7 @@ def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
     assert accounted.parameters == stored.total()
 
 
-@every_variant
+@with_patterns
 def test_decoding_reads_and_computes_what_the_account_says(config: ModelConfig) -> None:
     accounted = account(config, CONTEXT)
     parts, cache, macs = decode_one(config)
@@ -198,6 +205,30 @@ def test_training_computes_what_the_account_says(config: ModelConfig) -> None:
 
     assert forward - less_forward == expected(length)
     assert backward - less_backward == 2 * expected(0)  # the counter does not see attention's backward pass on CPUs
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        LocalPatternConfig(chunk_length=4),
+        LSHPatternConfig(chunk_length=4, num_hashes=3, chunks_before=0, num_buckets=6),
+        MixedPatternConfig(chunk_length=4, num_hashes=1, num_buckets=6, exact_length=11),
+        MixedPatternConfig(exact_length=12),
+    ],
+    ids=["local", "lsh", "mixed, lsh", "mixed, exact"],
+)
+def test_training_with_a_pattern_computes_what_the_account_says(pattern: AttentionPatternConfig) -> None:
+    """At a length of whole chunks; and for each round a hash of every token."""
+    length, config = 12, replace(VARIANTS["norm-rms_norm"], max_position_embeddings=12, attention_pattern=pattern)
+    model = make_model(config).train()
+    counts = []
+    for batch in (2, 3):
+        with MultiplyAdds() as forward:
+            model(torch.randint(config.vocab_size, (batch, length)))
+        counts.append(forward.total)
+    is_hashed = isinstance(pattern, (LSHPatternConfig, MixedPatternConfig)) and pattern.num_buckets
+    hashes = config.num_hidden_layers * pattern.num_hashes * config.hidden_size * 3 if is_hashed else 0
+    assert counts[1] - counts[0] == length * (account(config, length).total.training_macs + hashes)
 
 
 # Numbers that were published, or computed elsewhere: system.md.

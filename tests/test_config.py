@@ -76,6 +76,18 @@ def attentions(modules: int) -> st.SearchStrategy[c.AttentionProjectionConfig]:
     )
 
 
+def patterns() -> st.SearchStrategy[c.AttentionPatternConfig]:
+    even = small.map(lambda n: 2 * n - 2)
+    return (
+        any_of(c.SoftmaxPatternConfig)
+        | any_of(c.LocalPatternConfig, chunks_after=st.just(0))
+        | any_of(c.LSHPatternConfig, num_buckets=even)
+        | any_of(c.MixedPatternConfig, num_buckets=even)
+        | any_of(c.FavorPatternConfig)
+        | any_of(c.FavorSoftmaxPatternConfig)
+    )
+
+
 @st.composite
 def models(draw: st.DrawFn) -> ModelConfig | c.EncoderDecoderConfig:
     modules, heads, head_modules = draw(small), draw(small), draw(small)
@@ -87,12 +99,14 @@ def models(draw: st.DrawFn) -> ModelConfig | c.EncoderDecoderConfig:
         "dropout": below_one,
         "attention_dropout": below_one,
         "attention": attentions(modules),
+        "attention_pattern": patterns(),
         "feed_forward": feed_forwards(),
         "sru": any_of(c.SRUConfig),
         "head": any_of(c.DenseHeadConfig)
         | any_of(c.MultiplicativeHeadConfig, head_modules=st.just(head_modules), sparse_prob=unit),
     }
-    both = shared | {"encoder_attention": attentions(modules), "pad_token_id": st.just(0)}
+    encoder = {"encoder_attention": attentions(modules), "encoder_attention_pattern": patterns()}
+    both = shared | encoder | {"pad_token_id": st.just(0)}
     cross = any_of(c.DenseProjectionConfig) | any_of(
         c.SparseCrossProjectionConfig, qkv_modules=st.just(modules), module_kernel=odd
     )
@@ -402,6 +416,19 @@ def test_a_part_without_kind_asks_for_one() -> None:
         (
             {"model": {"attention": {"kind": "locally_connected", "module_kernel": 2}}},
             "model.attention.module_kernel must be odd, not 2",
+        ),
+        (
+            {"model": {"attention_pattern": {"kind": "local", "chunks_after": 1}}},
+            "model.attention_pattern.chunks_after must be 0 where a token sees no later ones; "
+            "only model.encoder_attention_pattern may have more",
+        ),
+        (
+            {"model": {"attention_pattern": {"kind": "mixed", "num_buckets": 7}}},
+            "model.attention_pattern.num_buckets must be even, not 7",
+        ),
+        (
+            {"model": {"attention_pattern": {"kind": "lsh", "chunk_length": 0}}},
+            "model.attention_pattern.chunk_length must be at least 1, not 0",
         ),
         (
             {"model": {"head": {"kind": "multiplicative", "head_modules": 3}}},

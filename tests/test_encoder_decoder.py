@@ -12,7 +12,12 @@ from torch.testing import assert_close
 from terseformer.config import (
     DenseFeedForwardConfig,
     EncoderDecoderConfig,
+    FavorPatternConfig,
+    FavorSoftmaxPatternConfig,
     LocalConvolutionProjectionConfig,
+    LocalPatternConfig,
+    LSHPatternConfig,
+    MixedPatternConfig,
     MultiplicativeHeadConfig,
     Seq2SeqConfig,
     SparseCrossProjectionConfig,
@@ -53,6 +58,18 @@ CONFIGS: dict[str, EncoderDecoderConfig] = {
     "terraformer-sparse-one-swap": TerraformerConfig(**SIZES | SPARSE, swap_twice=False, norm="rms_norm"),
     "terraformer-sinusoidal": TerraformerConfig(**SIZES, position="sinusoidal", num_attention_layers=3),
 }
+PATTERNS = {
+    "local": (LocalPatternConfig(chunk_length=3), LocalPatternConfig(chunk_length=2, chunks_after=1)),
+    # Windows over all tokens: the whole form, too, is exact.
+    "lsh": (LSHPatternConfig(chunk_length=7), LSHPatternConfig(chunk_length=3, chunks_after=1)),
+    "mixed": (MixedPatternConfig(exact_length=18), MixedPatternConfig(exact_length=7)),
+    "favor": (FavorPatternConfig(), FavorPatternConfig()),
+    "favor_softmax": (FavorSoftmaxPatternConfig(num_features=12), FavorSoftmaxPatternConfig(num_features=12)),
+}
+for name, (pattern, encoder_pattern) in PATTERNS.items():
+    patterns = {"attention_pattern": pattern, "encoder_attention_pattern": encoder_pattern}
+    CONFIGS[f"seq2seq-{name}"] = Seq2SeqConfig(**SIZES, **patterns)
+    CONFIGS[f"terraformer-{name}"] = TerraformerConfig(**SIZES | SPARSE, **patterns)
 LENGTHS = [7, 2, 5, 1]
 every_model = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 

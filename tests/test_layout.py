@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantised import as_numpy
+from terseformer.config import ConfigError, ModelConfig
 from terseformer.layout import DTYPES, PANEL, Dtype, declare, from_bf16, quantise, to_bf16
-from variants import VARIANTS, make_model
+from variants import PYTORCH_ONLY, VARIANTS, make_model
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))
@@ -46,6 +47,12 @@ def test_every_weight_has_its_place(name: str, dtype: Dtype) -> None:
     unused = {"head.dense.weight", "head.dense.bias"}  # of a mixture, which only training has
     unused |= {"head.weight"} if name == "head-tied" else set()
     assert used == set(weights) - unused
+
+
+@pytest.mark.parametrize("config", PYTORCH_ONLY.values(), ids=PYTORCH_ONLY.keys())
+def test_what_the_engine_does_not_decode_is_refused(config: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match=r"model\.\S+ = '.*' is not decoded by the engine; .* --backend torch"):
+        declare(config, "f32")
 
 
 def test_a_panel_holds_16_outputs_side_by_side() -> None:

@@ -12,9 +12,14 @@ from terseformer.config import (
     DenseFeedForwardConfig,
     DenseHeadConfig,
     DenseProjectionConfig,
+    FavorPatternConfig,
+    FavorSoftmaxPatternConfig,
     LocalConvolutionProjectionConfig,
     LocallyConnectedProjectionConfig,
+    LocalPatternConfig,
     LowRankProjectionConfig,
+    LSHPatternConfig,
+    MixedPatternConfig,
     ModelConfig,
     MultiplicativeHeadConfig,
     MultiplicativeModularProjectionConfig,
@@ -119,6 +124,28 @@ VARIANTS: dict[str, ModelConfig] = {
     **{f"norm-{norm}": _model(norm=norm) for norm in ("layer_norm", "rms_norm")},
     **{f"whole-{name}": config for name, config in _WHOLE.items()},
 }
+
+
+_PATTERN = {
+    "local": LocalPatternConfig(chunk_length=3),
+    "local_one_chunk": LocalPatternConfig(chunk_length=4, chunks_before=0),
+    # Windows over all tokens: the whole form, too, is exact.
+    "lsh": LSHPatternConfig(chunk_length=6),
+    "lsh_4_chunks": LSHPatternConfig(chunk_length=3, num_hashes=3, chunks_before=2, chunks_after=1),
+    "mixed": MixedPatternConfig(chunk_length=6, exact_length=MAX_POSITION),
+    "favor": FavorPatternConfig(),
+    "favor_softmax": FavorSoftmaxPatternConfig(num_features=12),
+}
+PYTORCH_ONLY: dict[str, ModelConfig] = {
+    **{f"pattern-{name}": _model(attention_pattern=config) for name, config in _PATTERN.items()},
+    "pattern-lsh_sparse_rotary": _model(
+        attention_pattern=_PATTERN["lsh"], attention=SparseProjectionConfig(qkv_modules=5), position="rotary"
+    ),
+    "pattern-local_sparse": _model(
+        attention_pattern=_PATTERN["local"], attention=SparseProjectionConfig(qkv_modules=5, share_qk=True)
+    ),
+}
+"""Variants that the engine does not decode."""
 
 
 DISTINCT: dict[str, ModelConfig] = {

@@ -8,7 +8,7 @@ attention, with a key or a value; norms, biases, activations and the recurrence 
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from terseformer import config as c
 
@@ -122,7 +122,7 @@ def _decoder_parts(
     feed_forwards = blocks * (2 if config.sru.num_layers else 1)  # each branch has a norm
     return (
         Part("attention", attentions, attention_cost(config.attention, size)),
-        Part("attention_scores", attentions, scores_cost(size, context)),
+        Part("attention_scores", attentions, pattern_cost(config, context)),
         Part("cross_attention", cross, cross_cost),
         Part("cross_attention_scores", cross, scores_cost(size, num_source)),
         Part("feed_forward", blocks, feed_forward_cost(config.feed_forward, size)),
@@ -256,6 +256,50 @@ def scores_cost(size: int, context: int) -> Cost:
     """Query times keys and weights times values, over `context` tokens."""
     macs = 2 * size * context
     return Cost(macs=macs, training_macs=macs, cache_read=macs)
+
+
+def pattern_cost(config: c.ModelConfig | c.EncoderDecoderConfig, context: int) -> Cost:
+    """What the pattern of self-attention does with those of `context` tokens that it sees.
+
+    Linear attention has sums over all features in their place. Hashing is left out.
+    """
+    pattern, size = config.attention_pattern, config.hidden_size
+    match pattern:
+        case c.FavorPatternConfig():
+            return _linear_scores_cost(config, config.head_dim, context)
+        case c.FavorSoftmaxPatternConfig(num_features=m):
+            features = 2 * size * m  # query and key times the random features
+            return _linear_scores_cost(config, m, context) + Cost(macs=features, training_macs=features)
+        case c.LocalPatternConfig():
+            unseen_chunks = max(0, max(0, context - 1) // pattern.chunk_length - pattern.chunks_before)
+            seen, seen_in_training = context - unseen_chunks * pattern.chunk_length, _window(pattern, context)
+        case c.LSHPatternConfig():
+            seen, seen_in_training = context, pattern.num_hashes * _window(pattern, context)
+        case c.MixedPatternConfig():
+            exact = context <= pattern.exact_length
+            seen, seen_in_training = context, context if exact else pattern.num_hashes * _window(pattern, context)
+        case c.SoftmaxPatternConfig():
+            seen = seen_in_training = context
+    return replace(scores_cost(size, seen), training_macs=2 * size * seen_in_training)
+
+
+def _window(pattern: c.LocalPatternConfig | c.LSHPatternConfig | c.MixedPatternConfig, context: int) -> int:
+    """Tokens in the chunks that a token sees, the last of which may not be full."""
+    chunks = -(-context // pattern.chunk_length)
+    return min(chunks, 1 + pattern.chunks_before + pattern.chunks_after) * pattern.chunk_length
+
+
+def _linear_scores_cost(config: c.ModelConfig | c.EncoderDecoderConfig, num_features: int, context: int) -> Cost:
+    """A token's query reads the sums, which its key and value then enter; within a chunk pairs are weighed too."""
+    if context == 0:
+        return Cost()
+    columns = config.head_dim + 1  # of a value and its weight
+    sums = config.num_attention_heads * num_features * columns
+
+    def macs(chunk_length: int) -> int:
+        return 2 * sums + config.num_attention_heads * chunk_length * (num_features + columns)
+
+    return Cost(macs=macs(1), training_macs=macs(min(config.head_dim, context)), cache_read=2 * sums)
 
 
 def feed_forward_cost(config: c.FeedForwardConfig, size: int) -> Cost:

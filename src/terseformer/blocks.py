@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from terseformer.config import AttentionProjectionConfig, EncoderDecoderConfig, ModelConfig
-from terseformer.layers.attention import Attention, BidirectionalSoftmax, CausalSoftmax, CrossAttention
+from terseformer.config import AttentionPatternConfig, AttentionProjectionConfig, EncoderDecoderConfig, ModelConfig
+from terseformer.layers.attention import Attention, CrossAttention
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.feedforward import feed_forward
+from terseformer.layers.pattern import attention_pattern
 from terseformer.layers.position import LearnedPositions, SinusoidalPositions
 from terseformer.layers.qkv import attention_projection
 from terseformer.layers.recurrence import RecurrentBranch
-from terseformer.state import Chunk, KeyValueCache, LayerState, RecurrentCarry, Source
+from terseformer.state import Chunk, FeatureSums, KeyValueCache, LayerState, RecurrentCarry, Source
 
 AnyConfig = ModelConfig | EncoderDecoderConfig
 
@@ -34,12 +35,18 @@ def positions(config: AnyConfig) -> LearnedPositions | SinusoidalPositions:
 
 
 def self_attention(
-    config: AnyConfig, projection: AttentionProjectionConfig, rope_theta: float | None = None, causal: bool = True
+    config: AnyConfig,
+    projection: AttentionProjectionConfig,
+    pattern: AttentionPatternConfig,
+    rope_theta: float | None = None,
+    causal: bool = True,
 ) -> Attention:
     """Attention of tokens to those before them, or to all of their sequence."""
-    pattern = (CausalSoftmax if causal else BidirectionalSoftmax)(config.attention_dropout)
     return Attention(
-        attention_projection(projection, config.hidden_size), config.num_attention_heads, pattern, rope_theta
+        attention_projection(projection, config.hidden_size),
+        config.num_attention_heads,
+        attention_pattern(pattern, config.head_dim, causal, config.attention_dropout),
+        rope_theta,
     )
 
 
@@ -105,7 +112,8 @@ class Block(FeedForwardLayer):
         memories = self.attention.projection.new_memories(batch)
         if self.cross is not None:
             memories |= self.cross.projection.new_memories(batch)
-        return LayerState(new_cache(self, config, batch, capacity), memories, self.new_carries(batch))
+        cache = new_cache(self.attention, config, batch, capacity)
+        return LayerState(cache, memories, self.new_carries(batch))
 
 
 def new_states(blocks: Iterable[nn.Module], config: AnyConfig, batch: int, capacity: int) -> list[LayerState]:
@@ -117,7 +125,7 @@ def new_states(blocks: Iterable[nn.Module], config: AnyConfig, batch: int, capac
     return states
 
 
-def new_cache(layer: nn.Module, config: AnyConfig, batch: int, capacity: int) -> KeyValueCache:
-    """An empty cache, with the dtype and device of a layer's parameters."""
-    like = next(layer.parameters()).detach()
-    return KeyValueCache.new(batch, config.num_attention_heads, capacity, config.head_dim, like)
+def new_cache(attention: Attention, config: AnyConfig, batch: int, capacity: int) -> KeyValueCache | FeatureSums:
+    """What an attention's pattern remembers before the first token."""
+    like = next(attention.parameters()).detach()
+    return attention.pattern.new_cache(batch, config.num_attention_heads, capacity, config.head_dim, like)

@@ -43,7 +43,16 @@ class Entry:
 
 
 def declare(config: c.ModelConfig, dtype: Dtype) -> list[Entry]:
-    """All tensors of a packed model."""
+    """All tensors of a packed model.
+
+    Raises:
+        ConfigError: the engine does not decode such a model.
+    """
+    c.require(
+        isinstance(config.attention_pattern, c.SoftmaxPatternConfig),
+        f"model.attention_pattern.kind = {config.attention_pattern.kind!r} is not decoded by the engine; "
+        "decode with --backend torch",
+    )
     return list(_model(config, _Pack(dtype)))
 
 

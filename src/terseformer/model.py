@@ -34,7 +34,8 @@ class CausalLM(nn.Module):
         self.position = positions(config) if config.position != "rotary" else None
         rope_theta = config.rope_theta if config.position == "rotary" else None
         self.blocks = nn.ModuleList(
-            Block(config, self_attention(config, config.attention, rope_theta)) for _ in range(config.num_hidden_layers)
+            Block(config, self_attention(config, config.attention, config.attention_pattern, rope_theta))
+            for _ in range(config.num_hidden_layers)
         )
         self.norm = norm(config)
         self.head = language_model_head(config.head, config.hidden_size, self.embedding)

@@ -24,12 +24,19 @@ class Seq2Seq(EncoderDecoder):
         super().__init__(config)
         self.config = config
         self.encoder_blocks = nn.ModuleList(
-            Block(config, self_attention(config, config.encoder_attention, causal=False))
+            Block(
+                config,
+                self_attention(config, config.encoder_attention, config.encoder_attention_pattern, causal=False),
+            )
             for _ in range(config.num_encoder_layers)
         )
         self.encoder_norm = norm(config)
         self.blocks = nn.ModuleList(
-            Block(config, self_attention(config, config.attention), self._cross_attention())
+            Block(
+                config,
+                self_attention(config, config.attention, config.attention_pattern),
+                self._cross_attention(),
+            )
             for _ in range(config.num_decoder_layers)
         )
 

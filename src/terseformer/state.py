@@ -69,6 +69,25 @@ class KeyValueCache:
         self.values[rows, :, slots] = new_values
         return self.keys[:, :, : chunk.end], self.values[:, :, : chunk.end]
 
+    def select(self, rows: list[int]) -> KeyValueCache:
+        """A cache that holds only these rows, in this order."""
+        return KeyValueCache(self.keys[rows], self.values[rows])
+
+
+@dataclass
+class FeatureSums:
+    """What linear attention remembers: for each feature of the keys, a sum over all tokens read."""
+
+    sums: Float[Tensor, "B H M P"]
+
+    def add(self, sums: Float[Tensor, "B H M P"]) -> None:
+        """Adds those of a call's real tokens."""
+        self.sums = self.sums + sums.detach()
+
+    def select(self, rows: list[int]) -> FeatureSums:
+        """Sums of only these rows, in this order."""
+        return FeatureSums(self.sums[rows])
+
 
 @dataclass
 class FrameMemory:
@@ -108,8 +127,8 @@ class Source:
 class LayerState:
     """What one block remembers."""
 
-    cache: KeyValueCache | None = None
-    """Of its self-attention."""
+    cache: KeyValueCache | FeatureSums | None = None
+    """What its self-attention remembers of earlier tokens."""
     memories: dict[str, FrameMemory] = field(default_factory=dict)
     """Memory of each of the attention projection's convolutions, by name."""
     carries: list[RecurrentCarry] = field(default_factory=list)
@@ -121,7 +140,7 @@ class LayerState:
         """A state that holds only these rows, in this order."""
         cache, source = self.cache, self.source
         return LayerState(
-            KeyValueCache(cache.keys[rows], cache.values[rows]) if cache is not None else None,
+            cache.select(rows) if cache is not None else None,
             {name: FrameMemory(memory.frames[rows]) for name, memory in self.memories.items()},
             [RecurrentCarry(carry.carry[rows]) for carry in self.carries],
             Source(source.keys[rows], source.values[rows], source.num_real[rows]) if source is not None else None,

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from terseformer.blocks import FeedForwardLayer, new_cache, norm, self_attention
-from terseformer.config import AttentionProjectionConfig, TerraformerConfig
+from terseformer.config import AttentionPatternConfig, AttentionProjectionConfig, TerraformerConfig
 from terseformer.encoder_decoder import EncoderDecoder
 from terseformer.layers.initializers import dense
 from terseformer.layers.reversible import Pair, ReversibleStack
@@ -17,11 +17,17 @@ from terseformer.state import Chunk, DecodeState, LayerState, first_chunk
 class AttentionLayer(nn.Module):
     """attention(norm(x))."""
 
-    def __init__(self, config: TerraformerConfig, projection: AttentionProjectionConfig, causal: bool = True) -> None:
+    def __init__(
+        self,
+        config: TerraformerConfig,
+        projection: AttentionProjectionConfig,
+        pattern: AttentionPatternConfig,
+        causal: bool,
+    ) -> None:
         super().__init__()
         self.config = config
         self.norm = norm(config)
-        self.attention = self_attention(config, projection, causal=causal)
+        self.attention = self_attention(config, projection, pattern, causal=causal)
 
     def forward(
         self, x: Float[Tensor, "B T D"], chunk: Chunk, state: LayerState | None = None
@@ -31,7 +37,7 @@ class AttentionLayer(nn.Module):
 
     def new_state(self, batch: int, capacity: int) -> LayerState:
         """What the layer remembers before the first token."""
-        cache = new_cache(self, self.config, batch, capacity)
+        cache = new_cache(self.attention, self.config, batch, capacity)
         return LayerState(cache, self.attention.projection.new_memories(batch))
 
 
@@ -48,20 +54,30 @@ class Terraformer(EncoderDecoder):
     def __init__(self, config: TerraformerConfig) -> None:
         super().__init__(config)
         self.config = config
-        self.encoder = self._stack(config.num_encoder_layers, 1, config.encoder_attention, config.swap_twice, False)
+        self.encoder = self._encoder()
         if not config.reversible_encoder:
             self.encoder_out = dense(config.hidden_size, config.hidden_size)
             self.encoder_norm = norm(config)
-        self.decoder = self._stack(config.num_decoder_layers, config.num_attention_layers, config.attention, True, True)
+        self.decoder = self._decoder()
 
-    def _stack(
-        self, blocks: int, attentions: int, projection: AttentionProjectionConfig, swap_last: bool, causal: bool
-    ) -> ReversibleStack:
+    def _encoder(self) -> ReversibleStack:
+        c = self.config
         layers: list[nn.Module] = []
-        for _ in range(blocks):
-            layers += [AttentionLayer(self.config, projection, causal) for _ in range(attentions)]
-            layers.append(FeedForwardLayer(self.config))
-        return ReversibleStack(layers, ([True] * attentions + [swap_last]) * blocks)
+        for _ in range(c.num_encoder_layers):
+            layers += [
+                AttentionLayer(c, c.encoder_attention, c.encoder_attention_pattern, causal=False),
+                FeedForwardLayer(c),
+            ]
+        return ReversibleStack(layers, [True, c.swap_twice] * c.num_encoder_layers)
+
+    def _decoder(self) -> ReversibleStack:
+        c = self.config
+        layers: list[nn.Module] = []
+        for _ in range(c.num_decoder_layers):
+            for _ in range(c.num_attention_layers):
+                layers.append(AttentionLayer(c, c.attention, c.attention_pattern, causal=True))
+            layers.append(FeedForwardLayer(c))
+        return ReversibleStack(layers, [True] * len(layers))
 
     def encode(
         self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None

@@ -129,7 +129,12 @@ def test_mixed_attention_is_exact_up_to_its_length() -> None:
     num_real = torch.tensor([9, 5])
     short_qk, short_v = qk[:, :, :9], v[:, :, :9]
     assert pattern.hash(short_qk) is None
-    close(pattern(short_qk, short_v, num_real), shared_qk_attention(short_qk, short_v, False, num_real), atol=0, rtol=0)
+    seen = (torch.arange(9) < num_real[:, None])[:, None, None]
+    close(pattern(short_qk, short_v, num_real), F.scaled_dot_product_attention(short_qk, short_qk, short_v, seen))
+    lsh.causal = True
+    seen = torch.ones(9, 9, dtype=torch.bool).tril()
+    close(pattern(short_qk, short_v), F.scaled_dot_product_attention(short_qk, short_qk, short_v, seen))
+    lsh.causal = False
     buckets = pattern.hash(qk, num_real)
     close(pattern(qk, v, num_real, buckets), lsh(qk, v, num_real, buckets), atol=0, rtol=0)
 
@@ -223,7 +228,7 @@ def test_chunks_share_their_dropout() -> None:
     assert (draws.mean(0) - kept).abs().max() < 0.4
     mixed = MixedLSHAttention(12, pattern).train()
     assert not torch.allclose(mixed(qk, v), mixed(qk, v))
-    close(mixed.eval()(qk, v), shared_qk_attention(qk, v, False))
+    close(mixed.eval()(qk, v), F.scaled_dot_product_attention(qk, qk, v))
 
 
 def test_lsh_attention_in_half_precision() -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from terseformer.config import SparseFeedForwardConfig
+from terseformer.config import LSHPatternConfig, SparseFeedForwardConfig, TerraformerConfig
 from terseformer.layers.feedforward import feed_forward
+from terseformer.layers.lsh import LSHAttention
 from terseformer.layers.replay import Tape, remember
 from terseformer.layers.reversible import ReversibleStack
+from terseformer.terraformer import Terraformer
 
 SIZE = 12
 
@@ -160,3 +162,37 @@ def test_a_tape_repeats_what_was_drawn() -> None:
         with tape.replaying():
             assert call() == first
     assert torch.equal(torch.get_rng_state(), later)
+
+
+@pytest.mark.parametrize("reversible_encoder", [False, True])
+def test_hash_buckets_are_remembered(reversible_encoder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows smaller than the sequence: other buckets in the backward pass would give other gradients."""
+    draws, draw = [], LSHAttention.hash
+    monkeypatch.setattr(LSHAttention, "hash", lambda *args: draws.append(1) or draw(*args))
+    pattern = LSHPatternConfig(chunk_length=4, chunks_before=0)
+    config = TerraformerConfig(
+        vocab_size=21,
+        hidden_size=24,
+        num_attention_heads=2,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        max_position_embeddings=32,
+        dropout=0.2,
+        attention_dropout=0.2,
+        attention_pattern=pattern,
+        encoder_attention_pattern=pattern,
+        reversible_encoder=reversible_encoder,
+    )
+    torch.manual_seed(0)
+    model = Terraformer(config).double().train()
+    source, target = torch.randint(1, 21, (3, 23)), torch.randint(1, 21, (3, 17))
+    found = []
+    for keeps_activations in (False, True):
+        for stack in (model.encoder, model.decoder):
+            stack.keeps_activations = keeps_activations
+        torch.manual_seed(4)
+        loss = model(source, target, torch.tensor([23, 9, 16])).logsumexp(-1).sum()
+        found.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert len(draws) == 2 * 6  # once a layer, in neither backward pass
+    for ours, plain in zip(*found, strict=True):
+        assert_close(ours, plain, rtol=1e-9, atol=1e-9)

@@ -1,11 +1,12 @@
 """What a run is made of: frozen dataclasses.
 
 A recipe has three sections, `[model]`, `[data]` and `[train]`. Where a model has a choice of parts
-(feed-forward, attention projection, head), the part is a table with a `kind`, and each kind has
+(feed-forward, attention projection and pattern, head), the part is a table with a `kind`, and each kind has
 only the keys that it uses, so that no key can be without effect.
 """
 
 from terseformer.config.checks import ConfigError as ConfigError
+from terseformer.config.checks import require as require
 from terseformer.config.data import DataConfig as DataConfig
 from terseformer.config.model import EncoderDecoderConfig as EncoderDecoderConfig
 from terseformer.config.model import ModelConfig as ModelConfig
@@ -30,6 +31,13 @@ from terseformer.config.parts import SparseFeedForwardConfig as SparseFeedForwar
 from terseformer.config.parts import SparseProjectionConfig as SparseProjectionConfig
 from terseformer.config.parts import SRUConfig as SRUConfig
 from terseformer.config.parts import SwitchFeedForwardConfig as SwitchFeedForwardConfig
+from terseformer.config.patterns import AttentionPatternConfig as AttentionPatternConfig
+from terseformer.config.patterns import FavorPatternConfig as FavorPatternConfig
+from terseformer.config.patterns import FavorSoftmaxPatternConfig as FavorSoftmaxPatternConfig
+from terseformer.config.patterns import LocalPatternConfig as LocalPatternConfig
+from terseformer.config.patterns import LSHPatternConfig as LSHPatternConfig
+from terseformer.config.patterns import MixedPatternConfig as MixedPatternConfig
+from terseformer.config.patterns import SoftmaxPatternConfig as SoftmaxPatternConfig
 from terseformer.config.recipe import Recipe as Recipe
 from terseformer.config.training import NextTokenConfig as NextTokenConfig
 from terseformer.config.training import ObjectiveConfig as ObjectiveConfig

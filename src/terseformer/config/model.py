@@ -17,6 +17,7 @@ from terseformer.config.parts import (
     MultiplicativeHeadConfig,
     SRUConfig,
 )
+from terseformer.config.patterns import AttentionPatternConfig, LocalPatternConfig, SoftmaxPatternConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,11 @@ class _TransformerConfig:
     dropout: float = 0.0
     """Dropout on the embedding, the positions and each sublayer's output."""
     attention_dropout: float = 0.0
-    """Dropout on the attention weights."""
+    """Dropout on the attention weights; the linear patterns have none to drop."""
     attention: AttentionProjectionConfig = field(default_factory=DenseProjectionConfig)
     """How q, k, v and the output of the decoder's self-attention are made."""
+    attention_pattern: AttentionPatternConfig = field(default_factory=SoftmaxPatternConfig)
+    """Which earlier tokens a token sees, and how."""
     feed_forward: FeedForwardConfig = field(default_factory=DenseFeedForwardConfig)
     """The feed-forward layer."""
     sru: SRUConfig = field(default_factory=SRUConfig)
@@ -58,6 +61,12 @@ class _TransformerConfig:
         for name in ("attention", "encoder_attention", "cross_attention"):
             modules = getattr(getattr(self, name, None), "qkv_modules", 1)
             require_multiple("model.hidden_size", self.hidden_size, f"model.{name}.qkv_modules", modules)
+        pattern = self.attention_pattern
+        require(
+            not (isinstance(pattern, LocalPatternConfig) and pattern.chunks_after),
+            "model.attention_pattern.chunks_after must be 0 where a token sees no later ones; "
+            "only model.encoder_attention_pattern may have more",
+        )
         if isinstance(self.head, MultiplicativeHeadConfig):
             require_multiple("model.vocab_size", self.vocab_size, "model.head.head_modules", self.head.head_modules)
 
@@ -100,6 +109,8 @@ class _EncoderDecoderConfig(_TransformerConfig):
     """How a token knows its place; encoder and decoder have tables of their own, which start from the sinusoids."""
     encoder_attention: AttentionProjectionConfig = field(default_factory=DenseProjectionConfig)
     """How q, k, v and the output of the encoder's attention are made."""
+    encoder_attention_pattern: AttentionPatternConfig = field(default_factory=SoftmaxPatternConfig)
+    """Which tokens of the source a token of the source sees, and how."""
     pad_token_id: int = 0
     """The token that fills up a source; the decoder starts with it."""
 

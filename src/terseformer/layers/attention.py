@@ -1,4 +1,7 @@
-"""Attention is a projection times a pattern; the patterns here are softmaxes over all tokens that may be seen."""
+"""Attention is a projection times a pattern; the patterns here are softmaxes over all tokens that may be seen.
+
+Others stand in pattern.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch.nn import functional as F
 
 from terseformer.layers.position import rotate
 from terseformer.layers.qkv import CrossProjection, SeparateProjection, SparseProjection
-from terseformer.state import Chunk, KeyValueCache, LayerState, Source
+from terseformer.state import Chunk, FeatureSums, KeyValueCache, LayerState, Source
 
 
 def heads_of(x: Float[Tensor, "B T D"], num_heads: int) -> Float[Tensor, "B H T K"]:
@@ -27,7 +30,17 @@ def real_mask(num_real: Int[Tensor, " B"], length: int) -> Tensor:
     return (torch.arange(length, device=num_real.device) < num_real[:, None])[:, None, None]
 
 
-class _Softmax(nn.Module):
+class Pattern(nn.Module):
+    """What a token sees, and how: q, k, v [B, H, T, K] to [B, H, T, K]."""
+
+    def new_cache(
+        self, batch: int, num_heads: int, capacity: int, width: int, like: Tensor
+    ) -> KeyValueCache | FeatureSums:
+        """What the pattern remembers before the first token, with the dtype and device of `like`."""
+        return KeyValueCache.new(batch, num_heads, capacity, width, like)
+
+
+class _Softmax(Pattern):
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = dropout
@@ -78,7 +91,7 @@ class Attention(nn.Module):
     Args:
         projection: makes q, k, v and the output.
         num_heads: heads H.
-        pattern: what a token sees, and how: q, k, v [B, H, T, K] to [B, H, T, K].
+        pattern: what a token sees.
         rope_theta: base of the rotary positions, or None for none.
     """
 
@@ -86,7 +99,7 @@ class Attention(nn.Module):
         self,
         projection: SeparateProjection | SparseProjection,
         num_heads: int,
-        pattern: nn.Module,
+        pattern: Pattern,
         rope_theta: float | None = None,
     ) -> None:
         super().__init__()

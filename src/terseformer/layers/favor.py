@@ -21,22 +21,31 @@ def linear_attention(
     q: Float[Tensor, "B H T M"], k: Float[Tensor, "B H T M"], v: Float[Tensor, "B H T K"]
 ) -> Float[Tensor, "B H T K"]:
     """sum_s (q_t . k_s) v_s / sum_s (q_t . k_s) over all tokens s; q and k are not negative."""
-    v = _with_ones(v)
-    return _ratio(q @ (k.transpose(-1, -2) @ v))
+    return _ratio(q @ feature_sums(k, v))
+
+
+def feature_sums(k: Float[Tensor, "B H T M"], v: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H M P"]:
+    """sum_s k_s v_s^T and, as one more column, sum_s k_s: P = K + 1."""
+    return k.transpose(-1, -2) @ _with_ones(v)
 
 
 def causal_linear_attention(
-    q: Float[Tensor, "B H T M"], k: Float[Tensor, "B H T M"], v: Float[Tensor, "B H T K"]
+    q: Float[Tensor, "B H T M"],
+    k: Float[Tensor, "B H T M"],
+    v: Float[Tensor, "B H T K"],
+    before: Float[Tensor, "B H M P"] | None = None,
 ) -> Float[Tensor, "B H T K"]:
     """sum_s (q_t . k_s) v_s / sum_s (q_t . k_s) over the tokens s up to t; q and k are not negative.
 
-    Pairs within a chunk of K tokens are weighed one by one; all earlier chunks enter as the sum of their k v^T.
-    Memory is T * M, like that of the features.
+    Pairs within a chunk of K tokens are weighed one by one; all earlier chunks enter as the sum of their k v^T, as do
+    the tokens before these, whose `feature_sums` are given. Memory is T * M, like that of the features.
     """
-    length, chunk_length = v.shape[2:]
+    length, chunk_length = v.shape[2], min(v.shape[2:])
     q, k, v = (to_chunks(x, chunk_length) for x in (q, k, _with_ones(v)))
-    sums = (k.transpose(-1, -2) @ v).cumsum(2)  # [B, H, chunks, M, K + 1]
-    earlier = torch.cat([torch.zeros_like(sums[:, :, :1]), sums[:, :, :-1]], dim=2)
+    if before is None:
+        before = q.new_zeros(*q.shape[:2], k.shape[-1], v.shape[-1])
+    sums = k[:, :, :-1].transpose(-1, -2) @ v[:, :, :-1]  # of all chunks but the last: [B, H, chunks - 1, M, K + 1]
+    earlier = torch.cat([before[:, :, None], sums], dim=2).cumsum(2)
     y = (q @ k.transpose(-1, -2)).tril() @ v + q @ earlier
     return _ratio(y.flatten(2, 3)[:, :, :length])
 
@@ -49,6 +58,13 @@ def _with_ones(v: Tensor) -> Tensor:
 def _ratio(sums: Tensor) -> Tensor:
     """Weighted sums of values over sums of weights; 0 where there was nothing to weigh."""
     return sums[..., :-1] / sums[..., -1:].clamp_min(torch.finfo(sums.dtype).tiny)
+
+
+def padding_mask(num_real: Int[Tensor, " B"] | None, length: int) -> Bool[Tensor, "B 1 T 1"] | None:
+    """Which of `length` tokens are padding; None if no row has any."""
+    if num_real is None:
+        return None
+    return torch.arange(length, device=num_real.device)[:, None] >= num_real[:, None, None, None]
 
 
 def orthogonal_gaussian(num_features: int, width: int, generator: torch.Generator) -> Float[Tensor, "M K"]:
@@ -126,8 +142,5 @@ class FavorAttention(nn.Module):
         v: Float[Tensor, "B H T K"],
         num_real: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H T K"]:
-        padding = None
-        if num_real is not None:
-            padding = torch.arange(q.shape[2], device=q.device)[:, None] >= num_real[:, None, None, None]
-        q, k = self.features(q, k, padding)
+        q, k = self.features(q, k, padding_mask(num_real, q.shape[2]))
         return (causal_linear_attention if self.causal else linear_attention)(q, k, v)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terseformer.layers.attention import real_mask
 from terseformer.layers.local import check_window, neighbours, to_chunks
 
 _HIDDEN = -1e9
@@ -64,22 +65,28 @@ def bucket_factors(num_buckets: int) -> list[int]:
 
 @torch.no_grad()
 def hash_buckets(
-    qk: Float[Tensor, "B H T K"], num_hashes: int, num_buckets: int, num_real: Int[Tensor, " B"] | None = None
+    qk: Float[Tensor, "B H T K"],
+    num_hashes: int,
+    num_buckets: int,
+    num_real: Int[Tensor, " B"] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Int[Tensor, "rounds B H T"]:
     """Draws random rotations R, one for each round and head, and hashes each token to argmax([R x; -R x]).
 
     Vectors at a small angle often share a bucket, whatever their lengths. More than 128 buckets are pairs of two
-    hashes. Padding has a bucket of its own, after all others. The rotations come from torch's global generator.
+    hashes. Padding has a bucket of its own, after all others. The rotations come from a generator on the CPU, or else
+    from torch's global one.
     """
     factors = bucket_factors(num_buckets)
     halves = [factor // 2 for factor in factors]
-    rotations = torch.randn(num_hashes, *qk.shape[1::2], sum(halves), dtype=qk.dtype, device=qk.device)
+    device = qk.device if generator is None else "cpu"
+    rotations = torch.randn(num_hashes, *qk.shape[1::2], sum(halves), generator=generator, device=device).to(qk)
     rounds = []
     for rotation in rotations:  # one at a time, to hold the rotated vectors of a single round
-        bucket, step = torch.zeros(qk.shape[:3], dtype=torch.long, device=qk.device), 1
+        bucket, step = torch.zeros(qk.shape[:3], dtype=torch.int32, device=qk.device), 1
         for factor, part in zip(factors, rotation.split(halves, dim=-1), strict=True):
             rotated = qk @ part
-            bucket += step * torch.cat([rotated, -rotated], dim=-1).argmax(-1)
+            bucket += step * torch.cat([rotated, -rotated], dim=-1).argmax(-1).int()
             step *= factor
         rounds.append(bucket)
     buckets = torch.stack(rounds)
@@ -136,9 +143,10 @@ class LSHAttention(nn.Module):
     def hash(
         self, qk: Float[Tensor, "B H T K"], num_real: Int[Tensor, " B"] | None = None
     ) -> Int[Tensor, "rounds B H T"]:
-        """Draws buckets, for a caller that needs the same ones again."""
+        """Draws buckets, for a caller that needs the same ones again; outside training by the same rotations always."""
         num_buckets = self.num_buckets or 2 * max(1, qk.shape[2] // self.chunk_length)
-        return hash_buckets(qk, self.num_hashes, num_buckets, num_real)
+        generator = None if self.training else torch.Generator().manual_seed(0)
+        return hash_buckets(qk, self.num_hashes, num_buckets, num_real, generator)
 
     def forward(
         self,
@@ -178,7 +186,12 @@ class LSHAttention(nn.Module):
 
 
 class MixedLSHAttention(nn.Module):
-    """Exact shared-QK attention up to `exact_length` tokens, LSH attention beyond."""
+    """A softmax over all tokens, qk both query and key, up to `exact_length` tokens; LSH attention beyond.
+
+    Up to there, a token sees itself like any other, and keys keep their lengths.
+
+    Source: `MixedLSHSelfAttention` of the reference.
+    """
 
     def __init__(self, exact_length: int, lsh: LSHAttention) -> None:
         super().__init__()
@@ -199,4 +212,8 @@ class MixedLSHAttention(nn.Module):
     ) -> Float[Tensor, "B H T K"]:
         if qk.shape[2] > self.exact_length:
             return self.lsh(qk, v, num_real, buckets)
-        return shared_qk_attention(qk, v, self.lsh.causal, num_real, self.lsh.dropout if self.training else 0.0)
+        dropout = self.lsh.dropout if self.training else 0.0
+        if self.lsh.causal:
+            return F.scaled_dot_product_attention(qk, qk, v, dropout_p=dropout, is_causal=True)
+        mask = real_mask(num_real, qk.shape[2]) if num_real is not None else None
+        return F.scaled_dot_product_attention(qk, qk, v, mask, dropout)

@@ -13,10 +13,14 @@ from terseformer import data
 from terseformer.config import PairsConfig, Recipe, SpanCorruptionConfig, TrainConfig
 from terseformer.encoder_decoder import EncoderDecoder
 from terseformer.evaluation import Evaluation, evaluate, evaluate_pairs
+from terseformer.layers.loss import chunked_cross_entropy
 from terseformer.model import CausalLM
 
 Part = tuple[Tensor, ...]
 """What the loss is computed on at once."""
+_NO_TARGET = -100
+_LOGITS = 2**24
+"""Logits that are held at once: 64 MiB."""
 
 
 class Loss(nn.Module):
@@ -30,24 +34,19 @@ class Loss(nn.Module):
         """Of windows, [B, T + 1], or of sources, their lengths, targets with their start, and their lengths."""
         if isinstance(self.model, CausalLM):
             (windows,) = part
-            return sum_of_losses(self.model.head, self.model.hidden(windows[:, :-1]), windows[:, 1:])
+            return self._sum(self.model.hidden(windows[:, :-1]), windows[:, 1:])
         source, num_source, target, num_target = part
         encoded, num_source = self.model.encode(source, num_source)
-        hidden = self.model.hidden(encoded, num_source, target[:, :-1])
-        return sum_of_losses(self.model.head, hidden, target[:, 1:], num_target)
+        hidden, target = self.model.hidden(encoded, num_source, target[:, :-1]), target[:, 1:]
+        padding = torch.arange(target.shape[1], device=target.device) >= num_target[:, None]
+        return self._sum(hidden, target.masked_fill(padding, _NO_TARGET))
 
-
-def sum_of_losses(
-    head: nn.Module,
-    hidden: Float[Tensor, "B T D"],
-    targets: Int[Tensor, "B T"],
-    num_real: Int[Tensor, " B"] | None = None,
-) -> Float[Tensor, ""]:
-    """The sum of the cross-entropies of a batch's targets; what follows a row's real ones counts nothing."""
-    if num_real is not None:
-        padding = torch.arange(targets.shape[1], device=targets.device) >= num_real[:, None]
-        targets = targets.masked_fill(padding, -100)
-    return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    def _sum(self, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        hidden, targets = hidden.flatten(0, 1), targets.flatten()
+        chunk = max(1, _LOGITS // self.model.embedding.num_embeddings)
+        if len(targets) > chunk:
+            return chunked_cross_entropy(self.model.head, hidden, targets, chunk)
+        return F.cross_entropy(self.model.head(hidden).float(), targets, ignore_index=_NO_TARGET, reduction="sum")
 
 
 class NextToken:

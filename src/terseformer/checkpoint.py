@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from terseformer.config import ConfigError, Recipe
+from terseformer.config import ConfigError, DataConfig, Recipe
 from terseformer.configfile import from_toml, read_text, to_dict, to_toml
 from terseformer.data import PreparedData
 from terseformer.folder import (
@@ -222,6 +222,12 @@ def load_recipe(path: Path) -> Recipe:
         return from_toml(Recipe, read_text(file))
     except ConfigError as error:
         raise CheckpointError(f"{file} cannot be used: {error}") from None
+
+
+def data_config(path: Path, recipe: Recipe) -> DataConfig:
+    """The data of a checkpoint's recipe; a tokenizer that it was given is the checkpoint's own copy."""
+    given = recipe.data.tokenizer
+    return replace(recipe.data, tokenizer=str(path / "tokenizer.json")) if given else recipe.data
 
 
 def check_same_run(state: TrainingState, path: Path, recipe: Recipe, prepared: PreparedData) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from terseformer.blocks import norm, positions
-from terseformer.config import EncoderDecoderConfig
+from terseformer.config import DenseHeadConfig, EncoderDecoderConfig
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.head import language_model_head
 from terseformer.state import Chunk, check_length, first_chunk
@@ -25,7 +25,9 @@ class EncoderDecoder(nn.Module):
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        nn.init.normal_(self.embedding.weight)
+        tied = isinstance(config.head, DenseHeadConfig) and config.head.tied
+        self.embedding_scale = config.hidden_size**0.5 if tied else 1.0
+        nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
         self.embedding_dropout = SequenceDropout(config.dropout)
         self.encoder_position, self.position = positions(config), positions(config)
         self.norm = norm(config)
@@ -72,10 +74,10 @@ class EncoderDecoder(nn.Module):
         check_length(chunk.end, self._limit, "the source")
         if int(num_source.min()) < 1:
             raise ValueError("a source has no token; leave it out")
-        x = self.embedding_dropout(self.embedding(source)) + self.encoder_position(chunk.positions)
+        x = self.embedding_dropout(self.embedding(source) * self.embedding_scale) + self.encoder_position(chunk.positions)
         return x, chunk, num_source
 
     def embed_target(self, target: Int[Tensor, "B T"], places: Int[Tensor, "B T"], end: int) -> Tensor:
         """The vectors of target tokens at these places, the last real one before `end`; [B, T, D]."""
         check_length(end, self._limit, "the target")
-        return self.embedding_dropout(self.embedding(target)) + self.position(places)
+        return self.embedding_dropout(self.embedding(target) * self.embedding_scale) + self.position(places)

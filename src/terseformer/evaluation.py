@@ -228,7 +228,7 @@ def evaluate_folder(
         return evaluate_documents(model, documents, tokenizer, sequence_length, num_sequences)
     if recipe is None:
         raise ConfigError(f"{path} has no recipe that names a validation text; give files to evaluate on")
-    validation = prepare_in_cache(recipe.data).validation
+    validation = prepare_in_cache(checkpoint.data_config(path, recipe)).validation
     if validation.tokenizer_sha256 != fingerprint(tokenizer):
         raise DataError(
             f"data.sources have changed since {path} was trained and give another tokenizer; give files to evaluate on"

@@ -122,7 +122,7 @@ class Summarizer:
             CheckpointError, DataError: the recipe or its data cannot be read, or have changed.
         """
         recipe = checkpoint.load_recipe(self.path)
-        prepared = data.prepare_in_cache(recipe.data)
+        prepared = data.prepare_in_cache(checkpoint.data_config(self.path, recipe))
         if prepared.validation.tokenizer_sha256 != data.fingerprint(self.tokenizer):
             raise data.DataError(f"data.sources have changed since {self.path} was trained and give another tokenizer")
         objective = make_objective(recipe, prepared)

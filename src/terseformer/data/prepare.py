@@ -231,7 +231,7 @@ def _manifest(config: DataConfig, cache: Path) -> dict[str, Any]:
     stats = [(str(path.resolve()), path.stat()) for path in files]
     manifest = {
         "version": VERSION,
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(dataclasses.replace(config, tokenizer="")),
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "tokenizer_sha256": fingerprint(load_tokenizer(config.tokenizer)) if config.tokenizer else "",
     }

@@ -20,7 +20,7 @@ from terseformer.data import load_tokenizer
 from terseformer.generation import generate
 from terseformer.sampling import SamplingConfig
 
-VERBS = ("bench", "chat", "convert", "data", "demo", "evaluate", "generate", "info", "pack", "train")
+VERBS = ("bench", "chat", "convert", "data", "demo", "evaluate", "generate", "info", "pack", "summarize", "train")
 
 
 class Result:

@@ -74,10 +74,15 @@ class EncoderDecoder(nn.Module):
         check_length(chunk.end, self._limit, "the source")
         if int(num_source.min()) < 1:
             raise ValueError("a source has no token; leave it out")
-        x = self.embedding_dropout(self.embedding(source) * self.embedding_scale) + self.encoder_position(chunk.positions)
+        x = self.embedding_dropout(self.embedding(source) * self.embedding_scale) + self.encoder_position(
+            chunk.positions
+        )
         return x, chunk, num_source
 
     def embed_target(self, target: Int[Tensor, "B T"], places: Int[Tensor, "B T"], end: int) -> Tensor:
         """The vectors of target tokens at these places, the last real one before `end`; [B, T, D]."""
         check_length(end, self._limit, "the target")
-        return self.embedding_dropout(self.embedding(target) * self.embedding_scale) + self.position(places)
+        return self._embed(target) + self.position(places)
+
+    def _embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        return self.embedding_dropout(self.embedding(tokens) * self.embedding_scale)

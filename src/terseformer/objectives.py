@@ -133,6 +133,7 @@ class SpanCorruption(_SourceToTarget):
             config.sequence_length,
             objective.corruption_rate,
             objective.mean_span_length,
+            objective.target,
             pad_token_id,
         )
 

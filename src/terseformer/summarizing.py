@@ -25,7 +25,7 @@ from terseformer.text import source_ids
 MAX_FILE_BYTES = 2**26
 _TOGETHER = 16
 _EXAMPLES = 5
-DEFAULT_SUMMARY = SamplingConfig(temperature=0, max_new_tokens=64)
+DEFAULT_SUMMARY = SamplingConfig(temperature=0.0, max_new_tokens=64)
 """The likeliest token each time."""
 
 

@@ -42,6 +42,10 @@ class Recipe:
             )
         if isinstance(objective, SpanCorruptionConfig):
             require(self.train.sequence_length >= 2, "train.sequence_length must be at least 2 for span corruption")
+            if objective.target == "text":
+                self._require_fits(
+                    "train.sequence_length + 1 (the text and its end)", self.train.sequence_length + 1, limit
+                )
 
     def _require_fits(self, name: str, length: int, limit: int) -> None:
         require(

@@ -24,6 +24,8 @@ class SpanCorruptionConfig:
     """Share of the tokens that are taken out."""
     mean_span_length: float = 3.0
     """Mean number of tokens in a span."""
+    target: Literal["spans", "text"] = "spans"
+    """What is written: each sentinel with its span, T5's choice, or the whole text, by which copying is learned too."""
 
     def __post_init__(self) -> None:
         require_ranges("train.objective", self, share=("corruption_rate",))

@@ -1,11 +1,12 @@
 """Span corruption: a text in which spans are replaced by sentinels, and what was there.
 
-Source: Raffel et al. 2020 (T5), section 3.1.4; `random_spans_noise_mask` of its code.
+Source: Raffel et al. 2020 (T5), sections 3.1.4 and 3.3.2; `random_spans_noise_mask` of its code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,6 +25,7 @@ class SpanCorruption:
         length: tokens in a window.
         rate: share of the tokens that are taken out.
         mean_span_length: mean number of tokens in a span.
+        target: `spans` (each sentinel with its span) or `text` (all of the window).
         pad_token_id: what fills up and starts a target. If it is not the tokenizer's end-of-text token, that ends each
             source.
 
@@ -32,9 +34,15 @@ class SpanCorruption:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, length: int, rate: float, mean_span_length: float, pad_token_id: int
+        self,
+        tokenizer: Tokenizer,
+        length: int,
+        rate: float,
+        mean_span_length: float,
+        target: Literal["spans", "text"],
+        pad_token_id: int,
     ) -> None:
-        self.length, self.pad_token_id = length, pad_token_id
+        self.length, self.target, self.pad_token_id = length, target, pad_token_id
         self.num_noise = min(max(round(length * rate), 1), length - 1)
         num_spans = min(max(round(self.num_noise / mean_span_length), 1), length - self.num_noise)
         ids = [tokenizer.token_to_id(sentinel(number)) for number in range(num_spans)]
@@ -67,7 +75,7 @@ class SpanCorruption:
                 source += [kept, [mark]]
                 target += [[mark], taken]
             sources.append(np.concatenate(source + ([[self._end]] if self._end != self.pad_token_id else [])))
-            targets.append(np.concatenate([*target, [self._end]]))
+            targets.append(np.concatenate([*(target if self.target == "spans" else [window]), [self._end]]))
         return collate(sources, targets, self.pad_token_id)
 
     def batch(

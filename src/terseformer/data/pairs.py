@@ -76,7 +76,8 @@ class PairFile:
 
     def collated(self, indices: Sequence[int] | np.ndarray) -> PairBatch:
         """These pairs as a batch."""
-        return collate([self.source(i) for i in indices], [self.target(i) for i in indices], self.pad_token_id)
+        numbers = np.asarray(indices).tolist()
+        return collate(list(map(self.source, numbers)), list(map(self.target, numbers)), self.pad_token_id)
 
 
 def collate(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], pad_token_id: int) -> PairBatch:

@@ -12,6 +12,7 @@ from terseformer.config import (
     DenseFeedForwardConfig,
     DenseHeadConfig,
     DenseProjectionConfig,
+    EncoderDecoderConfig,
     FavorPatternConfig,
     FavorSoftmaxPatternConfig,
     LocalConvolutionProjectionConfig,
@@ -24,12 +25,16 @@ from terseformer.config import (
     MultiplicativeHeadConfig,
     MultiplicativeModularProjectionConfig,
     MultiplicativeProjectionConfig,
+    Seq2SeqConfig,
+    SparseCrossProjectionConfig,
     SparseFeedForwardConfig,
     SparseProjectionConfig,
     SRUConfig,
     SwitchFeedForwardConfig,
+    TerraformerConfig,
 )
-from terseformer.model import CausalLM
+from terseformer.models import AnyModel
+from terseformer.models import make_model as make_new_model
 
 MAX_POSITION = 11
 FF = 35  # width of the feed-forward layers
@@ -166,10 +171,90 @@ DISTINCT: dict[str, ModelConfig] = {
 """A few variants that between them remember all that a state can hold."""
 
 
-def make_model(config: ModelConfig, seed: int = 0) -> CausalLM:
+_SIZES = {
+    "vocab_size": 21,
+    "hidden_size": 30,
+    "num_attention_heads": 3,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "max_position_embeddings": MAX_POSITION,
+    "feed_forward": DenseFeedForwardConfig(intermediate_size=FF),
+}
+
+
+def _seq2seq(**changes: object) -> Seq2SeqConfig:
+    return Seq2SeqConfig(**(_SIZES | changes))
+
+
+def _terraformer(**changes: object) -> TerraformerConfig:
+    return TerraformerConfig(**(_SIZES | changes))
+
+
+_SCALING = {
+    "attention": SparseProjectionConfig(qkv_modules=5, output_layer="mult"),
+    "encoder_attention": SparseProjectionConfig(qkv_modules=6, value_input="fixed", output_layer="multconv"),
+    "feed_forward": _sparse(),
+    "sru": SRUConfig(num_layers=2, size=9),
+    "head": MultiplicativeHeadConfig(head_modules=3),
+}
+
+ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
+    **{f"seq2seq-encoder_{name}": _seq2seq(encoder_attention=config) for name, config in _ATTENTION.items()},
+    **{
+        f"seq2seq-decoder_{name}": _seq2seq(attention=_ATTENTION[name])
+        for name in ("dense_no_bias", "low_rank", "multiplicative_modular", "local_convolution_long", "sparse_5x4")
+    },
+    "seq2seq-cross_no_bias": _seq2seq(cross_attention=DenseProjectionConfig(bias=False)),
+    "seq2seq-cross_sparse": _seq2seq(cross_attention=SparseCrossProjectionConfig(qkv_modules=5)),
+    "seq2seq-cross_sparse_5x4": _seq2seq(
+        cross_attention=SparseCrossProjectionConfig(qkv_modules=2, module_kernel=5, length_kernel=4)
+    ),
+    "seq2seq-cross_sparse_1x1": _seq2seq(
+        cross_attention=SparseCrossProjectionConfig(qkv_modules=15, module_kernel=1, length_kernel=1)
+    ),
+    **{f"seq2seq-feed_forward_{name}": _seq2seq(feed_forward=config) for name, config in _FEED_FORWARD.items()},
+    **{f"seq2seq-head_{name}": _seq2seq(head=config) for name, config in _HEAD.items()},
+    "seq2seq-sru": _seq2seq(sru=SRUConfig(num_layers=2, size=9)),
+    "seq2seq-sinusoidal_rms": _seq2seq(position="sinusoidal", norm="rms_norm"),
+    "seq2seq-deep_encoder": _seq2seq(num_encoder_layers=3, num_decoder_layers=1, num_attention_heads=1),
+    "seq2seq-scaling": _seq2seq(**_SCALING, cross_attention=SparseCrossProjectionConfig(qkv_modules=6)),
+    **{
+        f"terraformer-attention_{name}": _terraformer(encoder_attention=config, attention=config)
+        for name, config in _ATTENTION.items()
+        if "-" not in name
+    },
+    **{f"terraformer-feed_forward_{name}": _terraformer(feed_forward=config) for name, config in _FEED_FORWARD.items()},
+    **{
+        f"terraformer-{'reversible' if reversible else 'merged'}-swap_{'twice' if twice else 'once'}-{n}": _terraformer(
+            reversible_encoder=reversible, swap_twice=twice, num_attention_layers=n
+        )
+        for reversible, twice, n in itertools.product((False, True), (False, True), (1, 3))
+    },
+    "terraformer-tied_sinusoidal_rms": _terraformer(
+        head=DenseHeadConfig(tied=True), position="sinusoidal", norm="rms_norm"
+    ),
+    "terraformer-scaling": _terraformer(**_SCALING),
+    "terraformer-scaling_reversible": _terraformer(**_SCALING, reversible_encoder=True, num_attention_layers=1),
+}
+
+DISTINCT_ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
+    name: ENCODER_DECODERS[name]
+    for name in (
+        "seq2seq-encoder_dense",
+        "seq2seq-encoder_local_convolution",
+        "seq2seq-scaling",
+        "terraformer-merged-swap_twice-3",
+        "terraformer-scaling",
+        "terraformer-scaling_reversible",
+    )
+}
+"""A few that between them remember all that a state can hold."""
+
+
+def make_model(config: ModelConfig | EncoderDecoderConfig, seed: int = 0) -> AnyModel:
     """A model in eval mode whose vectors (biases, norms) are large enough to be seen if one is missing."""
     torch.manual_seed(seed)
-    model = CausalLM(config).eval()
+    model = make_new_model(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

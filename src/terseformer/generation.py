@@ -6,21 +6,14 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from terseformer.drawing import new_generator, sample
-from terseformer.evaluation import eval_mode
 from terseformer.model import CausalLM
+from terseformer.models import AnyModel
+from terseformer.reading import begin, read_tokens
 from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig
-from terseformer.seq2seq import Seq2Seq
-from terseformer.state import DecodeState
-from terseformer.terraformer import Terraformer
-from terseformer.text import Generation, TextWriter, end_of_text_ids
-
-PREFILL_TOKENS = 2048
-"""Tokens of prompts, over all rows, that the model reads in one call."""
+from terseformer.text import Generation, TextWriter, check_source, check_token, end_of_text_ids
 
 
 class Drawn(NamedTuple):
@@ -32,7 +25,7 @@ class Drawn(NamedTuple):
 
 
 def generate_tokens(
-    model: CausalLM | Seq2Seq | Terraformer,
+    model: AnyModel,
     prompts: Sequence[Sequence[int]],
     config: SamplingConfig = DEFAULT_SAMPLING,
     stop_ids: Collection[int] = (),
@@ -66,30 +59,25 @@ def generate_tokens(
     return _steps(model, prompts, config, stop_ids, seeds, stopped)
 
 
-def _check_prompts(model: CausalLM | Seq2Seq | Terraformer, prompts: Sequence[Sequence[int]]) -> None:
-    vocab_size = model.config.vocab_size
-    name = "prompt" if isinstance(model, CausalLM) else "source"
-    limit = model.config.max_position_embeddings - isinstance(model, CausalLM)
+def _check_prompts(model: AnyModel, prompts: Sequence[Sequence[int]]) -> None:
+    limit, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
     for prompt in prompts:
+        if not isinstance(model, CausalLM):
+            check_source(prompt, limit, vocab_size)
+            continue
         if not prompt:
-            advice = "start it with the end-of-text token" if isinstance(model, CausalLM) else "give some text"
-            raise GenerationError(f"the {name} has no tokens; {advice}")
-        if len(prompt) > limit:
-            room = " and leaves no room" if isinstance(model, CausalLM) else ", more than fit"
+            raise GenerationError("the prompt has no tokens; start it with the end-of-text token")
+        if len(prompt) >= limit:
             raise GenerationError(
-                f"the {name} has {len(prompt)} tokens{room} in the model's context of "
-                f"{model.config.max_position_embeddings} (max_position_embeddings); shorten it to {limit} or fewer"
+                f"the prompt has {len(prompt)} tokens and leaves no room in the model's context of {limit} "
+                f"(max_position_embeddings); shorten it to {limit - 1} or fewer"
             )
         for token in prompt:
-            if not 0 <= token < vocab_size:
-                raise GenerationError(
-                    f"the {name} has the token {token}, but the model knows 0 to {vocab_size - 1} (vocab_size); "
-                    "use the tokenizer that the model was trained with"
-                )
+            check_token("prompt", token, vocab_size)
 
 
 def _steps(
-    model: CausalLM | Seq2Seq | Terraformer,
+    model: AnyModel,
     prompts: Sequence[Sequence[int]],
     config: SamplingConfig,
     stop_ids: Collection[int],
@@ -103,7 +91,7 @@ def _steps(
     is_decoder = isinstance(model, CausalLM)
     limit = model.config.max_position_embeddings
     room = [min(config.max_new_tokens, limit - len(prompt) * is_decoder) for prompt in prompts]
-    state, logits = _begin(model, prompts, room)
+    state, logits = begin(model, prompts, room)
     seen = None
     if config.repetition_penalty != 1:
         seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool)
@@ -124,55 +112,11 @@ def _steps(
             seen = seen[kept] if seen is not None else None
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
-        logits = _read_tokens(model, tokens, state)
-
-
-@torch.inference_mode()
-def _begin(
-    model: CausalLM | Seq2Seq | Terraformer, prompts: Sequence[Sequence[int]], room: Sequence[int]
-) -> tuple[DecodeState, Float[Tensor, "B V"]]:
-    """A state that has read the prompts, or of an encoder-decoder the sources and a target's start; the next logits."""
-    if isinstance(model, CausalLM):
-        state = model.new_state(len(prompts), max(len(prompt) + r for prompt, r in zip(prompts, room, strict=True)))
-        return state, _read_prompts(model, prompts, state)
-    sources = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(prompt)) for prompt in prompts], batch_first=True)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    device = model.embedding.weight.device
-    with eval_mode(model):
-        state = model.new_state(sources.to(device), lengths.to(device), max(room))
-    return state, _read_tokens(model, torch.full((len(prompts),), model.config.pad_token_id), state)
-
-
-@torch.inference_mode()
-def _read_prompts(model: CausalLM, prompts: Sequence[Sequence[int]], state: DecodeState) -> Float[Tensor, "B V"]:
-    """Reads right-padded chunks of bounded size; gives the logits after each row's last token."""
-    weight = model.embedding.weight
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(prompt)) for prompt in prompts], batch_first=True)
-    last = weight.new_empty(len(prompts), weight.shape[1])
-    size = max(1, PREFILL_TOKENS // len(prompts))
-    with eval_mode(model):
-        for start in range(0, tokens.shape[1], size):
-            chunk = tokens[:, start : start + size]
-            num_real = (lengths - start).clamp(0, chunk.shape[1])
-            hidden = model.hidden(chunk.to(weight.device), state, num_real.to(weight.device))
-            ends = ((lengths > start) & (lengths <= start + size)).nonzero()[:, 0]
-            last[ends] = hidden[ends, num_real[ends] - 1].to(last.dtype)
-        return model.head(last[:, None])[:, 0]
-
-
-@torch.inference_mode()
-def _read_tokens(model: CausalLM | Seq2Seq | Terraformer, tokens: Tensor, state: DecodeState) -> Float[Tensor, "B V"]:
-    """Reads one token a row; gives the logits of the next."""
-    tokens = tokens[:, None].to(model.embedding.weight.device)
-    with eval_mode(model):  # not by way of model(...), which may be compiled: the state grows with each token
-        if isinstance(model, CausalLM):
-            return model.head(model.hidden(tokens, state))[:, 0]
-        return model.decode(tokens, state)[:, 0]
+        logits = read_tokens(model, tokens, state)
 
 
 def generate(
-    model: CausalLM | Seq2Seq | Terraformer,
+    model: AnyModel,
     tokenizer: Tokenizer,
     prompts: str | Sequence[str],
     config: SamplingConfig = DEFAULT_SAMPLING,
@@ -209,7 +153,7 @@ def generate(
 
 
 def stream(
-    model: CausalLM | Seq2Seq | Terraformer,
+    model: AnyModel,
     tokenizer: Tokenizer,
     prompt: str,
     config: SamplingConfig = DEFAULT_SAMPLING,

@@ -7,8 +7,10 @@ from terseformer.model import CausalLM
 from terseformer.seq2seq import Seq2Seq
 from terseformer.terraformer import Terraformer
 
+AnyModel = CausalLM | Seq2Seq | Terraformer
 
-def make_model(config: ModelConfig | EncoderDecoderConfig) -> CausalLM | Seq2Seq | Terraformer:
+
+def make_model(config: ModelConfig | EncoderDecoderConfig) -> AnyModel:
     """A model with new weights."""
     if isinstance(config, ModelConfig):
         return CausalLM(config)

@@ -10,6 +10,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from terseformer.data import DataError, end_of_text_id
+from terseformer.sampling import GenerationError
 
 FinishReason = Literal["stop", "length", "eos"]
 """`stop`: a stop string; `length`: enough tokens, or the context is full; `eos`: the end-of-text token."""
@@ -63,6 +64,28 @@ def source_ids(tokenizer: Tokenizer, text: str, pad_token_id: int) -> list[int]:
     """A text as an encoder-decoder reads it: with the end-of-text token behind it, if that is not the padding."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     return ids + [end for end in end_of_text_ids(tokenizer) if end != pad_token_id]
+
+
+def check_source(source: Sequence[int], limit: int, vocab_size: int) -> None:
+    """Raises GenerationError where a source is empty, has more than `limit` tokens or one that the model lacks."""
+    if not source:
+        raise GenerationError("the source has no tokens; give some text")
+    if len(source) > limit:
+        raise GenerationError(
+            f"the source has {len(source)} tokens, more than fit in the model's context of {limit} "
+            f"(max_position_embeddings); shorten it to {limit} or fewer"
+        )
+    for token in source:
+        check_token("source", token, vocab_size)
+
+
+def check_token(name: str, token: int, vocab_size: int) -> None:
+    """Raises GenerationError where something has a token that the model lacks."""
+    if not 0 <= token < vocab_size:
+        raise GenerationError(
+            f"the {name} has the token {token}, but the model knows 0 to {vocab_size - 1} (vocab_size); "
+            "use the tokenizer that the model was trained with"
+        )
 
 
 class TextWriter:

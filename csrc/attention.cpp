@@ -7,18 +7,16 @@
 namespace terse {
 namespace {
 
-using Output = std::vector<std::unique_ptr<Layer>>;
-
-std::unique_ptr<Layer> make_layer(Builder& builder, const std::string& name, int size) {
+std::unique_ptr<Layer> make_layer(Builder& builder, const std::string& name, const std::string& section, int size) {
     const Options& options = builder.options;
-    const std::string& kind = options.text("attention.kind");
+    const std::string& kind = options.text(section + ".kind");
     if (kind == "dense") {
-        return std::make_unique<Dense>(builder, name, size, size, options.flag("attention.bias"));
+        return std::make_unique<Dense>(builder, name, size, size, options.flag(section + ".bias"));
     }
     if (kind == "low_rank") {
-        return std::make_unique<LowRank>(builder, name, size, size, options.size("attention.rank"));
+        return std::make_unique<LowRank>(builder, name, size, size, options.size(section + ".rank"));
     }
-    const int modules = options.size("attention.qkv_modules");
+    const int modules = options.size(section + ".qkv_modules");
     if (kind == "multiplicative") {
         return std::make_unique<Multiplicative>(builder, name, size, size, modules);
     }
@@ -26,13 +24,13 @@ std::unique_ptr<Layer> make_layer(Builder& builder, const std::string& name, int
         return std::make_unique<MultiplicativeModular>(builder, name, size, modules);
     }
     const int width = size / modules;
-    const int module_kernel = options.size("attention.module_kernel");
+    const int module_kernel = options.size(section + ".module_kernel");
     if (kind == "locally_connected") {
         return std::make_unique<LocallyConnected>(builder, name, size, modules, module_kernel);
     }
     if (kind == "local_convolution") {
         return std::make_unique<LocalConvolution>(builder, name, width, width, modules, module_kernel,
-                                                  options.size("attention.length_kernel"));
+                                                  options.size(section + ".length_kernel"));
     }
     throw std::invalid_argument("the engine has no attention projection of kind " + kind);
 }
@@ -40,11 +38,11 @@ std::unique_ptr<Layer> make_layer(Builder& builder, const std::string& name, int
 // q, k, v and the output by four layers of one sort.
 class SeparateProjection : public Projection {
 public:
-    SeparateProjection(Builder& builder, const std::string& name, int size)
-        : query_(make_layer(builder, name + ".query", size)),
-          key_(make_layer(builder, name + ".key", size)),
-          value_(make_layer(builder, name + ".value", size)) {
-        output_.push_back(make_layer(builder, name + ".out", size));
+    SeparateProjection(Builder& builder, const std::string& name, const std::string& section, int size)
+        : query_(make_layer(builder, name + ".query", section, size)),
+          key_(make_layer(builder, name + ".key", section, size)),
+          value_(make_layer(builder, name + ".value", section, size)) {
+        output_.push_back(make_layer(builder, name + ".out", section, size));
     }
 
     void qkv(Context& context, const float* x) const override {
@@ -66,16 +64,16 @@ enum class ValueInput { none, fixed, original };
 // The paper's sparse QKV: a multiplicative layer that q, k and v share, then a convolution for each.
 class SparseProjection : public Projection {
 public:
-    SparseProjection(Builder& builder, const std::string& name, int size, int modules, int module_kernel,
-                     int length_kernel)
+    SparseProjection(Builder& builder, const std::string& name, const std::string& section, int size, int modules,
+                     int module_kernel, int length_kernel)
         : size_(size),
           width_(size / modules),
-          value_input_(read_value_input(builder.options)),
+          value_input_(read_value_input(builder.options, section)),
           shared_(builder, name + ".shared", size, size, modules),
           query_(builder, name + ".query", width_, width_, modules, module_kernel, length_kernel),
           value_(builder, name + ".value", value_input_ == ValueInput::none ? width_ : 2 * width_, width_, modules, 1,
                  length_kernel, value_input_ != ValueInput::none) {
-        if (!builder.options.flag("attention.share_qk")) {
+        if (!builder.options.flag(section + ".share_qk")) {
             key_.emplace(builder, name + ".key", width_, width_, modules, module_kernel, length_kernel, false);
         }
         if (value_input_ == ValueInput::none) {
@@ -83,7 +81,7 @@ public:
         } else {
             builder.sizes.hidden = std::max(builder.sizes.hidden, 2 * index(size));
         }
-        const std::string& output = builder.options.text("attention.output_layer");
+        const std::string& output = builder.options.text(section + ".output_layer");
         if (output == "mult" || output == "multconv") {
             output_.push_back(std::make_unique<Multiplicative>(builder, name + ".out_mult", size, size, modules));
         }
@@ -117,8 +115,8 @@ public:
     const Output& output() const override { return output_; }
 
 private:
-    static ValueInput read_value_input(const Options& options) {
-        const std::string& name = options.text("attention.value_input");
+    static ValueInput read_value_input(const Options& options, const std::string& section) {
+        const std::string& name = options.text(section + ".value_input");
         return name == "none" ? ValueInput::none : name == "fixed" ? ValueInput::fixed : ValueInput::original;
     }
 
@@ -147,16 +145,22 @@ private:
     Output output_;
 };
 
+// Of the layers of a cross-attention.
+bool has_bias(const Options& options) {
+    return options.text("cross_attention.kind") == "sparse" || options.flag("cross_attention.bias");
+}
+
 }  // namespace
 
-std::unique_ptr<Projection> make_projection(Builder& builder, const std::string& name, int size) {
+std::unique_ptr<Projection> make_projection(Builder& builder, const std::string& name, const std::string& section,
+                                            int size) {
     const Options& options = builder.options;
-    if (options.text("attention.kind") != "sparse") {
-        return std::make_unique<SeparateProjection>(builder, name, size);
+    if (options.text(section + ".kind") != "sparse") {
+        return std::make_unique<SeparateProjection>(builder, name, section, size);
     }
-    return std::make_unique<SparseProjection>(builder, name, size, options.size("attention.qkv_modules"),
-                                              options.size("attention.module_kernel"),
-                                              options.size("attention.length_kernel"));
+    return std::make_unique<SparseProjection>(builder, name, section, size, options.size(section + ".qkv_modules"),
+                                              options.size(section + ".module_kernel"),
+                                              options.size(section + ".length_kernel"));
 }
 
 Rotary::Rotary(int positions, int head_dim, double theta)
@@ -183,44 +187,96 @@ void Rotary::rotate(float* x, int position) const {
     }
 }
 
-Attention::Attention(Builder& builder, const std::string& name, int layer, const Rotary* rotary)
-    : layer_(layer),
-      size_(builder.options.size("hidden_size")),
-      heads_(builder.options.size("num_attention_heads")),
-      head_dim_(size_ / heads_),
-      rotary_(rotary),
-      norm_(builder, name + ".attention_norm", size_),
-      projection_(make_projection(builder, name + ".attention.projection", size_)) {}
+Heads::Heads(const Options& options)
+    : size(options.size("hidden_size")),
+      count(options.size("num_attention_heads")),
+      width(size / count),
+      scale(1.0f / std::sqrt(static_cast<float>(width))) {}
 
-void Attention::apply(Context& context) const {
+template <typename Attend>
+void Heads::apply(Context& context, const Output& output, float* out, const Attend& attend) const {
     Workspace& work = context.work;
-    projection_->qkv(context, norm_.apply(context, work.x.data()));
-    const Output& output = projection_->output();
-    float* const out = output.empty() ? work.x.data() : work.merged.data();
+    float* const merged = output.empty() ? out : work.merged.data();
     const int runs = static_cast<int>(context.batch.runs.size());
-    const Range items = context.worker.share(runs * heads_);
+    const Range items = context.worker.share(runs * count);
     for (int i = items.begin; i < items.end; ++i) {
-        attend(context, context.batch.runs[index(i / heads_)], i % heads_, out, output.empty());
+        attend(context.batch.runs[index(i / count)], i % count, merged, output.empty());
     }
     context.worker.barrier();
-    const float* in = out;
+    const float* in = merged;
     for (const std::unique_ptr<Layer>& layer : output) {  // of two, the first writes where q was
         const bool last = &layer == &output.back();
-        float* const to = last ? work.x.data() : work.q.data();
+        float* const to = last ? out : work.q.data();
         layer->apply(context, in, context.rows(), to, last);
         context.worker.barrier();
         in = to;
     }
 }
 
-// One head of one run: its new keys and values are appended, then a few queries at a time look at all of them.
-void Attention::attend(Context& context, const Run& run, int head, float* out, bool add) const {
+// A few rows at a time: memory for the scores grows with the positions, not with their square.
+void Heads::look(Context& context, const KeyValues& cache, int head, const float* queries, int rows, int seen, int step,
+                 float* out, bool add) const {
+    float* const scores = context.scores();
+    const std::ptrdiff_t scores_row = context.work.capacity;
+    const Kernels::Matmul matmul = kernels().matmul[static_cast<std::size_t>(Dtype::f32)];
+    for (int t = 0; t < rows; t += kQueries) {
+        const int some = std::min(kQueries, rows - t);
+        const int start = seen + t * step;  // positions that the first row sees
+        const int length = start + (some - 1) * step;
+        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(t) * size;
+
+        MatmulTask task{};
+        task.weights = cache.keys(head);
+        task.x = queries + at;
+        task.x_row = size;
+        task.inputs = width;
+        task.segments = 1;
+        task.panel_inputs = index(width);
+        task.y = scores;
+        task.y_row = scores_row;
+        task.outputs = length;
+        matmul(task, 0, panels(length), 0, some);
+        for (int row = 0; row < some; ++row) {
+            float* const weights = scores + row * scores_row;
+            kernels().softmax(weights, start + row * step);
+            std::fill(weights + start + row * step, weights + length, 0.0f);
+        }
+        task.weights = cache.values(head);
+        task.x = scores;
+        task.x_row = scores_row;
+        task.inputs = length;
+        task.panel_inputs = index(cache.capacity());
+        task.y = out + at;
+        task.y_row = size;
+        task.outputs = width;
+        task.add = add;
+        matmul(task, 0, panels(width), 0, some);
+    }
+}
+
+CausalAttention::CausalAttention(Builder& builder, const std::string& norm, const std::string& name, int layer,
+                                 const Rotary* rotary)
+    : heads_(builder.options),
+      layer_(layer),
+      rotary_(rotary),
+      norm_(builder, norm, heads_.size),
+      projection_(make_projection(builder, name + ".projection", "attention", heads_.size)) {}
+
+void CausalAttention::apply(Context& context, const float* in, float* out) const {
+    projection_->qkv(context, norm_.apply(context, in));
+    heads_.apply(context, projection_->output(), out, [&](const Run& run, int head, float* merged, bool add) {
+        attend(context, run, head, merged, add);
+    });
+}
+
+// One head of one run: its new keys and values are written, then the queries look at all of them.
+void CausalAttention::attend(Context& context, const Run& run, int head, float* out, bool add) const {
     Workspace& work = context.work;
-    Session& session = *run.session;
-    const std::ptrdiff_t offset = head * head_dim_;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
+    KeyValues& cache = run.session->cache(layer_);
+    const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(run.first) * heads_.size + head * heads_.width;
+    const int prefix = run.session->prefix();
     for (int t = 0; t < run.count; ++t) {
-        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(run.first + t) * size_ + offset;
+        const std::ptrdiff_t at = first + static_cast<std::ptrdiff_t>(t) * heads_.size;
         const int position = context.batch.positions[index(run.first + t)];
         float* const query = work.q.data() + at;
         float* const key = work.k.data() + at;
@@ -228,46 +284,110 @@ void Attention::attend(Context& context, const Run& run, int head, float* out, b
             rotary_->rotate(query, position);
             rotary_->rotate(key, position);
         }
-        for (int i = 0; i < head_dim_; ++i) {
-            query[i] *= scale;
+        for (int i = 0; i < heads_.width; ++i) {
+            query[i] *= heads_.scale;
         }
-        session.append(layer_, head, position, key, work.v.data() + at);
+        cache.write(head, prefix + position, key, work.v.data() + at);
     }
-    float* const scores = context.scores();
-    for (int t = 0; t < run.count; t += kQueries) {
-        const int count = std::min(kQueries, run.count - t);
-        const int start = context.batch.positions[index(run.first + t)] + 1;  // positions that the first row sees
-        const int length = start + count - 1;
-        const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(run.first + t) * size_ + offset;
+    const int seen = prefix + context.batch.positions[index(run.first)] + 1;
+    heads_.look(context, cache, head, work.q.data() + first, run.count, seen, 1, out + first, add);
+}
 
-        MatmulTask task{};
-        task.weights = session.keys(layer_, head);
-        task.x = work.q.data() + at;
-        task.x_row = size_;
-        task.inputs = head_dim_;
-        task.segments = 1;
-        task.panel_inputs = index(head_dim_);
-        task.y = scores;
-        task.y_row = work.capacity;
-        task.outputs = length;
-        const Kernels::Matmul matmul = kernels().matmul[static_cast<std::size_t>(Dtype::f32)];
-        matmul(task, 0, panels(length), 0, count);
-        for (int row = 0; row < count; ++row) {
-            float* const weights = scores + row * work.capacity;
-            kernels().softmax(weights, start + row);
-            std::fill(weights + start + row, weights + length, 0.0f);
+BidirectionalAttention::BidirectionalAttention(Builder& builder, const std::string& norm, const std::string& name)
+    : heads_(builder.options),
+      norm_(builder, norm, heads_.size),
+      projection_(make_projection(builder, name + ".projection", "encoder_attention", heads_.size)) {}
+
+void BidirectionalAttention::prepare(Context& context, const float* in) const {
+    Workspace& work = context.work;
+    projection_->qkv(context, norm_.apply(context, in));
+    const Range heads = context.worker.share(heads_.count);
+    for (const Run& run : context.batch.runs) {
+        for (int t = 0; t < run.count; ++t) {
+            const int position = context.batch.positions[index(run.first + t)];
+            const std::size_t at = index(run.first + t) * index(heads_.size);
+            float* const queries = work.queries.data() + index(position) * index(heads_.size);
+            for (int i = heads.begin * heads_.width; i < heads.end * heads_.width; ++i) {
+                queries[i] = work.q.data()[at + index(i)] * heads_.scale;
+            }
+            for (int head = heads.begin; head < heads.end; ++head) {
+                const std::size_t of_head = at + index(head * heads_.width);
+                run.session->cache(0).write(head, position, work.k.data() + of_head, work.v.data() + of_head);
+            }
         }
-        task.weights = session.values(layer_, head);
-        task.x = scores;
-        task.x_row = work.capacity;
-        task.inputs = length;
-        task.panel_inputs = index(panels(session.capacity()) * kPanel);
-        task.y = out + at;
-        task.y_row = size_;
-        task.outputs = head_dim_;
-        task.add = add;
-        matmul(task, 0, panels(head_dim_), 0, count);
     }
+    context.worker.barrier();
+}
+
+void BidirectionalAttention::apply(Context& context, const float*, float* out) const {
+    heads_.apply(context, projection_->output(), out, [&](const Run& run, int head, float* merged, bool add) {
+        const std::size_t position = index(context.batch.positions[index(run.first)]);
+        const std::size_t offset = index(head * heads_.width);
+        const float* const queries = context.work.queries.data() + position * index(heads_.size) + offset;
+        float* const to = merged + index(run.first) * index(heads_.size) + offset;
+        heads_.look(context, run.session->cache(0), head, queries, run.count, run.session->capacity(), 0, to, add);
+    });
+}
+
+CrossAttention::CrossAttention(Builder& builder, const std::string& norm, const std::string& name, int cross)
+    : heads_(builder.options),
+      cross_(cross),
+      norm_(builder, norm, heads_.size),
+      key_(builder, name + ".projection.key", heads_.size, heads_.size, has_bias(builder.options)),
+      value_(builder, name + ".projection.value", heads_.size, heads_.size, has_bias(builder.options)) {
+    const Options& options = builder.options;
+    const std::string projection = name + ".projection";
+    const int size = heads_.size;
+    if (options.text("cross_attention.kind") == "sparse") {
+        const int modules = options.size("cross_attention.qkv_modules");
+        query_.push_back(std::make_unique<Multiplicative>(builder, projection + ".query.shared", size, size, modules));
+        query_.push_back(std::make_unique<LocalConvolution>(
+            builder, projection + ".query.convolution", size / modules, size / modules, modules,
+            options.size("cross_attention.module_kernel"), options.size("cross_attention.length_kernel")));
+    } else {
+        query_.push_back(std::make_unique<Dense>(builder, projection + ".query", size, size, has_bias(options)));
+        output_.push_back(std::make_unique<Dense>(builder, projection + ".out", size, size, has_bias(options)));
+    }
+}
+
+void CrossAttention::apply(Context& context, const float* in, float* out) const {
+    Workspace& work = context.work;
+    const float* x = norm_.apply(context, in);
+    for (const std::unique_ptr<Layer>& layer : query_) {
+        float* const to = (layer == query_.back() ? work.q : work.k).data();
+        layer->apply(context, x, context.rows(), to);
+        context.worker.barrier();
+        x = to;
+    }
+    heads_.apply(context, output_, out, [&](const Run& run, int head, float* merged, bool add) {
+        const std::size_t first = index(run.first) * index(heads_.size) + index(head * heads_.width);
+        float* const queries = work.q.data() + first;
+        for (int t = 0; t < run.count; ++t) {
+            for (int i = 0; i < heads_.width; ++i) {
+                queries[t * heads_.size + i] *= heads_.scale;
+            }
+        }
+        const int seen = run.session->source_length();
+        heads_.look(context, run.session->source(cross_), head, queries, run.count, seen, 0, merged + first, add);
+    });
+}
+
+void CrossAttention::read(Context& context, const float* encoded) const {
+    Workspace& work = context.work;
+    key_.apply(context, encoded, context.rows(), work.k.data());
+    value_.apply(context, encoded, context.rows(), work.v.data());
+    context.worker.barrier();
+    const Range heads = context.worker.share(heads_.count);
+    for (const Run& run : context.batch.runs) {
+        for (int t = 0; t < run.count; ++t) {
+            const int position = context.batch.positions[index(run.first + t)];
+            for (int head = heads.begin; head < heads.end; ++head) {
+                const std::size_t at = index(run.first + t) * index(heads_.size) + index(head * heads_.width);
+                run.session->source(cross_).write(head, position, work.k.data() + at, work.v.data() + at);
+            }
+        }
+    }
+    context.worker.barrier();
 }
 
 }  // namespace terse

@@ -1,13 +1,16 @@
-// Attention: a projection times the causal softmax.
+// Attention: a projection times a softmax.
 #pragma once
 
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "cache.h"
 #include "layers.h"
 
 namespace terse {
+
+using Output = std::vector<std::unique_ptr<Layer>>;
 
 // Makes q, k and v [rows][hidden_size] from the normalised rows, and the output from the merged heads.
 class Projection {
@@ -17,11 +20,13 @@ public:
     // All workers see q, k and v when it returns.
     virtual void qkv(Context& context, const float* x) const = 0;
 
-    // What follows the merged heads; it adds to the residual stream. Null: they are added themselves.
-    virtual const std::vector<std::unique_ptr<Layer>>& output() const = 0;
+    // What follows the merged heads; it adds to a stream. Empty: they are added themselves.
+    virtual const Output& output() const = 0;
 };
 
-std::unique_ptr<Projection> make_projection(Builder& builder, const std::string& name, int size);
+// The projection that a section of the configuration names.
+std::unique_ptr<Projection> make_projection(Builder& builder, const std::string& name, const std::string& section,
+                                            int size);
 
 // Cosines and sines of the rotary positions.
 class Rotary {
@@ -34,20 +39,68 @@ private:
     Buffer cosines_, sines_;  // [positions][head_dim / 2]
 };
 
-class Attention {
-public:
-    Attention(Builder& builder, const std::string& name, int layer, const Rotary* rotary);
+// What all attention layers share.
+struct Heads {
+    explicit Heads(const Options& options);
 
-    // Adds to the residual stream, for all workers to see.
-    void apply(Context& context) const;
+    int size, count, width;
+    float scale;  // of a query
+
+    // Calls `attend(run, head, out, add)` for each head of each run, shared by the workers; then what follows the merged
+    // heads, which adds to `out`, for all workers to see.
+    template <typename Attend>
+    void apply(Context& context, const Output& output, float* out, const Attend& attend) const;
+
+    // Some rows of one head: each looks at `seen` positions, and at `step` more than the row before it.
+    void look(Context& context, const KeyValues& cache, int head, const float* queries, int rows, int seen, int step,
+              float* out, bool add) const;
+};
+
+// Attention of tokens to those up to them.
+class CausalAttention : public Sublayer {
+public:
+    CausalAttention(Builder& builder, const std::string& norm, const std::string& name, int layer, const Rotary* rotary);
+    void apply(Context& context, const float* in, float* out) const override;
 
 private:
     void attend(Context& context, const Run& run, int head, float* out, bool add) const;
 
-    int layer_, size_, heads_, head_dim_;
+    Heads heads_;
+    int layer_;
     const Rotary* rotary_;
     Norm norm_;
     std::unique_ptr<Projection> projection_;
+};
+
+// Attention of all tokens of a source to one another: all are prepared before the first is applied.
+class BidirectionalAttention : public Sublayer {
+public:
+    BidirectionalAttention(Builder& builder, const std::string& norm, const std::string& name);
+    void prepare(Context& context, const float* in) const override;
+    void apply(Context& context, const float* in, float* out) const override;
+
+private:
+    Heads heads_;
+    Norm norm_;
+    std::unique_ptr<Projection> projection_;
+};
+
+// Attention of a text's tokens to all of its source.
+class CrossAttention : public Sublayer {
+public:
+    CrossAttention(Builder& builder, const std::string& norm, const std::string& name, int cross);
+    void apply(Context& context, const float* in, float* out) const override;
+
+    // Makes the keys and values of a source's encoded rows, once for all tokens of a text.
+    void read(Context& context, const float* encoded) const;
+
+private:
+    Heads heads_;
+    int cross_;
+    Norm norm_;
+    std::vector<std::unique_ptr<Layer>> query_;  // of two, the first writes where k is
+    Dense key_, value_;
+    Output output_;
 };
 
 }  // namespace terse

@@ -10,6 +10,8 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "cores.h"
 #include "engine.h"
 #include "floors.h"
@@ -111,15 +113,20 @@ NB_MODULE(_native, m) {
 
     nb::class_<terse::Session>(m, "Session")
         .def("__init__",
-             [](terse::Session* self, const LoadedModel& model, int capacity, bool poison) {
+             [](terse::Session* self, const LoadedModel& model, int capacity, bool poison, int source_length) {
                  if (capacity < 1 || capacity > model.model->max_positions()) {
                      throw std::invalid_argument("a session's capacity must lie in [1, " +
                                                  std::to_string(model.model->max_positions()) + "], not " +
                                                  std::to_string(capacity));
                  }
-                 new (self) terse::Session(model.model->session_shape(), capacity, poison);
+                 const int longest = model.model->encoder_shape() != nullptr ? model.model->max_positions() : 0;
+                 if (source_length < std::min(longest, 1) || source_length > longest) {
+                     throw std::invalid_argument("there is no session for a source of " +
+                                                 std::to_string(source_length) + " tokens");
+                 }
+                 new (self) terse::Session(model.model->session_shape(), capacity, poison, source_length);
              },
-             "model"_a, "capacity"_a, "poison"_a = false)
+             "model"_a, "capacity"_a, "poison"_a = false, "source_length"_a = 0)
         .def("fork",
              [](terse::Session& self) {
                  const terse::Session::Use use(self);
@@ -238,6 +245,12 @@ NB_MODULE(_native, m) {
              },
              nb::keep_alive<1, 2>(), "model"_a, "threads"_a, "rows"_a, "runs"_a, "poison"_a = false)
         .def_prop_ro("threads", &terse::Engine::threads)
+        .def("read_source",
+             [](terse::Engine& self, terse::Session& session, const Tokens& tokens) {
+                 const nb::gil_scoped_release released;
+                 self.read_source(session, tokens.data(), static_cast<int>(tokens.size()));
+             },
+             "session"_a, "tokens"_a)
         .def("read",
              [](terse::Engine& self, terse::Session& session, const Tokens& tokens) {
                  const nb::gil_scoped_release released;

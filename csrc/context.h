@@ -28,6 +28,18 @@ struct Batch {
     int rows() const { return static_cast<int>(tokens.size()); }
 };
 
+// Rows [rows][hidden_size] of a batch or of a whole source. Both are the same where a model has one residual stream.
+struct Streams {
+    float* first;
+    float* second;
+
+    // Those of a block of a source, whose positions are its rows.
+    Streams at(const Batch& block, int size) const {
+        const std::size_t offset = index(block.positions.front()) * index(size);
+        return {first + offset, second + offset};
+    }
+};
+
 // Floats that the layers need, found out while the model is built: for each row, each run, each worker.
 struct Sizes {
     std::size_t hidden = 0;    // row: inside a feed-forward layer, or in the middle of a layer of two steps
@@ -39,6 +51,8 @@ struct Sizes {
     std::size_t recurrent = 0;  // row: inside the recurrent branch
     std::size_t quantised = 0;  // bytes of a row that an int8 matrix is multiplied by
     std::size_t segments = 0;   // such a row has at most
+    std::size_t second = 0;     // row: the second stream
+    std::size_t source = 0;     // rows of the longest source
 };
 
 // Where a call computes. Allocated once for the largest batch.
@@ -49,7 +63,7 @@ struct Workspace {
     int runs;      // at most in a batch
     int capacity;  // positions that a row can attend to, in whole panels
 
-    Buffer x;       // the residual stream, [rows][hidden_size], as the next five
+    Buffer x;       // the residual stream, [rows][hidden_size], as the next six
     Buffer normed;
     Buffer q, k, v;
     Buffer merged;      // heads side by side
@@ -58,6 +72,10 @@ struct Workspace {
     Buffer logits;      // [rows][sizes.logits]
     Buffer frames;      // [rows and past][sizes.frame]
     Buffer recurrent;   // [rows][sizes.recurrent]
+    Buffer second;      // the second stream, [rows][sizes.second]
+    Buffer source;      // the stream of a whole source, [sizes.source][hidden_size]
+    Buffer source_second;  // and the second one
+    Buffer queries;        // of one layer of attention among a source's tokens, [sizes.source][hidden_size]
     std::vector<std::int32_t> chosen;  // [rows][sizes.chosen]
     std::vector<Buffer> own_normed;    // of each worker: one row
     std::vector<Buffer> own_gated;     // of each worker: [sizes.gated]

@@ -31,7 +31,7 @@ void Writer::draw() {
         finish_ = Finish::eos;
     } else if (stops_.push(token)) {
         finish_ = Finish::stop;
-    } else if (left_ == 0 || session_.length() + 1 >= session_.capacity()) {
+    } else if (left_ == 0 || session_.length() + 1 >= session_.limit()) {
         finish_ = Finish::length;
     }
 }
@@ -39,7 +39,8 @@ void Writer::draw() {
 Engine::Engine(std::shared_ptr<const Model> model, int threads, int rows, int runs, bool poison)
     : model_(std::move(model)),
       team_(threads),
-      work_(model_->sizes(), model_->hidden_size(), model_->max_positions(), rows, runs, threads, poison) {}
+      work_(model_->sizes(), model_->hidden_size(), model_->max_places(), rows, runs, threads, poison),
+      poison_(poison) {}
 
 void Engine::check(const Session& session) const {
     if (session.shape() != model_->session_shape()) {
@@ -47,12 +48,7 @@ void Engine::check(const Session& session) const {
     }
 }
 
-void Engine::check(const Session& session, const std::int32_t* tokens, int count) const {
-    check(session);
-    if (count > session.capacity() - session.length()) {
-        throw std::invalid_argument(std::to_string(count) + " more tokens do not fit the session: it holds " +
-                                    std::to_string(session.length()) + " of " + std::to_string(session.capacity()));
-    }
+void Engine::check_tokens(const std::int32_t* tokens, int count) const {
     for (int i = 0; i < count; ++i) {
         if (tokens[i] < 0 || tokens[i] >= model_->vocab_size()) {
             throw std::invalid_argument("the token " + std::to_string(tokens[i]) + " at place " + std::to_string(i) +
@@ -61,24 +57,58 @@ void Engine::check(const Session& session, const std::int32_t* tokens, int count
     }
 }
 
+// A session's next tokens, as many at a time as pass through the model together.
+std::vector<Batch> Engine::blocks(Session& session, const std::int32_t* tokens, int count) const {
+    std::vector<Batch> blocks;
+    for (int start = 0; start < count; start += work_.rows) {
+        const int rows = std::min(work_.rows, count - start);
+        blocks.push_back({{{&session, 0, rows}}, {tokens + start, tokens + start + rows}, {}});
+        for (int i = 0; i < rows; ++i) {
+            blocks.back().positions.push_back(session.length() + start + i);
+        }
+    }
+    return blocks;
+}
+
+void Engine::read_source(Session& session, const std::int32_t* tokens, int count) {
+    const Session::Use use(session);
+    const std::lock_guard lock(callers_);
+    check(session);
+    if (!session.waits_for_source() || count != session.source_length()) {
+        throw std::invalid_argument("the session has no room for a source of " + std::to_string(count) + " tokens");
+    }
+    check_tokens(tokens, count);
+    Session encoder(*model_->encoder_shape(), count, poison_);
+    const std::vector<Batch> encoding = blocks(encoder, tokens, count);
+    const std::vector<Batch> decoding = blocks(session, tokens, count);
+    team_.run([&](Worker& worker) { model_->read_source(worker, work_, encoding, decoding); });
+    session.end_source();
+}
+
 void Engine::read(Session& session, const std::int32_t* tokens, int count, float* logits) {
     const Session::Use use(session);
     const std::lock_guard lock(callers_);
-    check(session, tokens, count);
-    for (int start = 0; start < count; start += work_.rows) {
-        const int rows = std::min(work_.rows, count - start);
-        Batch batch{{{&session, 0, rows}}, {tokens + start, tokens + start + rows}, {}};
-        for (int i = 0; i < rows; ++i) {
-            batch.positions.push_back(session.length() + i);
-        }
+    check(session);
+    if (session.waits_for_source()) {
+        throw std::invalid_argument("the session waits for its source");
+    }
+    if (count > session.capacity() - session.length()) {
+        throw std::invalid_argument(std::to_string(count) + " more tokens do not fit the session: it holds " +
+                                    std::to_string(session.length()) + " of " + std::to_string(session.capacity()));
+    }
+    check_tokens(tokens, count);
+    int start = 0;
+    for (const Batch& batch : blocks(session, tokens, count)) {
+        const int rows = batch.rows();
         float* const kept = logits == nullptr ? nullptr : logits + index(start) * index(model_->vocab_size());
+        start += rows;
         team_.run([&](Worker& worker) {
             Context context{worker, batch, work_};
             model_->forward(context);
             if (kept != nullptr) {
                 model_->logits(context, 0, rows, kept);
             }
-            if (start + rows == count) {
+            if (start == count) {
                 model_->logits(context, rows - 1, rows, session.logits());
             }
         });

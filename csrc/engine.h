@@ -50,6 +50,10 @@ public:
     const Model& model() const { return *model_; }
     int threads() const { return team_.size(); }
 
+    // Reads a source into a session that has room for it and has read nothing yet. Throws std::invalid_argument when the
+    // model has no source, the source is of another length, or a token is unknown.
+    void read_source(Session& session, const std::int32_t* tokens, int count);
+
     // Reads tokens into a session; its logits are then those of the next token. With `logits`, [count][vocab_size], all
     // of them are kept. Throws std::invalid_argument when a token is unknown or the session is full.
     void read(Session& session, const std::int32_t* tokens, int count, float* logits = nullptr);
@@ -61,11 +65,13 @@ public:
 
 private:
     void check(const Session& session) const;
-    void check(const Session& session, const std::int32_t* tokens, int count) const;
+    void check_tokens(const std::int32_t* tokens, int count) const;
+    std::vector<Batch> blocks(Session& session, const std::int32_t* tokens, int count) const;
 
     std::shared_ptr<const Model> model_;
     Team team_;
     Workspace work_;
+    bool poison_;
     std::mutex callers_;
 };
 

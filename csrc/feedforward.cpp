@@ -25,7 +25,7 @@ public:
         at_least(builder.sizes.hidden, index(gate_ ? 2 * width : width));
     }
 
-    void apply(Context& context, const float* x) const override {
+    void apply(Context& context, const float* x, float* y) const override {
         const int rows = context.rows();
         float* const hidden = context.work.hidden.data();
         MatmulTask task = up_.task(x, up_.inputs, hidden, width_);
@@ -34,7 +34,7 @@ public:
         up_.multiply(context, task, part);
         activate(context, x, hidden, part);
         context.worker.barrier();
-        task = down_.task(hidden, width_, context.work.x.data(), down_.outputs);
+        task = down_.task(hidden, width_, y, down_.outputs);
         task.add = true;
         down_.multiply(context, task, share(context.worker, panels(down_.outputs), rows));
         context.worker.barrier();
@@ -126,7 +126,7 @@ public:
         at_least(builder.sizes.chosen, index(groups * span));
     }
 
-    void apply(Context& context, const float* x) const override {
+    void apply(Context& context, const float* x, float* y) const override {
         const float* in = x;
         if (down_) {
             down_->apply(context, x, context.rows(), context.work.hidden.data());
@@ -136,9 +136,9 @@ public:
         logits_.apply(context, in, context.rows(), context.work.logits.data());
         context.worker.barrier();
         if (context.rows() == 1) {
-            one(context, x);
+            one(context, x, y);
         } else {
-            several(context, x);
+            several(context, x, y);
         }
         context.worker.barrier();
     }
@@ -166,7 +166,7 @@ private:
 
     // One row: each worker adds up its share of the chosen units, then all add the sums. While a unit is computed, the
     // next ones are on their way: first columns of the first matrix, then, of those that are active, rows of the second.
-    void one(Context& context, const float* x) const {
+    void one(Context& context, const float* x, float* y) const {
         const Worker& worker = context.worker;
         const Range slots = worker.share(groups_ * span_);
         std::int32_t* const chosen = context.work.chosen.data() + slots.begin;
@@ -200,7 +200,6 @@ private:
         }
         context.worker.barrier();
         const Range columns = worker.share(size_);
-        float* const y = context.work.x.data();
         for (int i = columns.begin; i < columns.end; ++i) {
             y[i] += bias_[i];
         }
@@ -214,7 +213,7 @@ private:
 
     // Several rows: a group's units are visited by all rows before the next group's. First the workers share the
     // groups, then the columns of the output.
-    void several(Context& context, const float* x) const {
+    void several(Context& context, const float* x, float* y) const {
         const Worker& worker = context.worker;
         const int rows = context.rows();
         std::int32_t* const chosen = context.work.chosen.data();
@@ -234,17 +233,17 @@ private:
         context.worker.barrier();
         const Range columns = worker.share(size_);
         const int count = columns.end - columns.begin;
-        float* const y = context.work.x.data() + columns.begin;
+        float* const out = y + columns.begin;
         for (int row = 0; row < rows; ++row) {
             for (int i = 0; i < count; ++i) {
-                y[index(row) * index(size_) + index(i)] += bias_[columns.begin + i];
+                out[index(row) * index(size_) + index(i)] += bias_[columns.begin + i];
             }
         }
         for (int slot = 0; slot < slots; ++slot) {
             for (int row = 0; row < rows; ++row) {
                 const std::size_t at = index(row) * index(slots) + index(slot);
                 if (active[at] != 0.0f) {
-                    units_.axpy(chosen[at], active[at], y + index(row) * index(size_), columns.begin, count);
+                    units_.axpy(chosen[at], active[at], out + index(row) * index(size_), columns.begin, count);
                 }
             }
         }
@@ -319,6 +318,30 @@ void RecurrentBranch::apply(Context& context, const float* x) const {
     }
     up_.apply(context, hidden, rows, context.work.branch.data());
     context.worker.barrier();
+}
+
+FeedForwardLayer::FeedForwardLayer(Builder& builder, const std::string& name)
+    : size_(builder.options.size("hidden_size")),
+      norm_(builder, name + ".feed_forward_norm", size_),
+      feed_forward_(make_feed_forward(builder, name + ".feed_forward", size_)) {
+    if (const int layers = builder.options.size("sru.num_layers", 0)) {
+        recurrent_norm_.emplace(builder, name + ".recurrent_norm", size_);
+        recurrent_.emplace(builder, name + ".recurrent", size_, builder.options.size("sru.size"), layers);
+    }
+}
+
+void FeedForwardLayer::apply(Context& context, const float* in, float* out) const {
+    if (recurrent_) {
+        recurrent_->apply(context, recurrent_norm_->apply(context, in));
+    }
+    feed_forward_->apply(context, norm_.apply(context, in), out);
+    if (recurrent_) {
+        const Range part = context.worker.share(context.rows() * size_);
+        for (int i = part.begin; i < part.end; ++i) {
+            out[i] += context.work.branch.data()[i];
+        }
+        context.worker.barrier();
+    }
 }
 
 }  // namespace terse

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "layers.h"
 
@@ -11,8 +12,8 @@ class FeedForward {
 public:
     virtual ~FeedForward() = default;
 
-    // Adds the layer's output for the normalised rows `x` to the residual stream, for all workers to see.
-    virtual void apply(Context& context, const float* x) const = 0;
+    // Adds the layer's output for the normalised rows `x` to the stream `y`, for all workers to see.
+    virtual void apply(Context& context, const float* x, float* y) const = 0;
 };
 
 std::unique_ptr<FeedForward> make_feed_forward(Builder& builder, const std::string& name, int size);
@@ -30,6 +31,20 @@ private:
     Dense down_, up_;
     std::vector<Dense> gates_;
     std::vector<int> carries_;
+};
+
+// The two of them, each behind a norm of its own.
+class FeedForwardLayer : public Sublayer {
+public:
+    FeedForwardLayer(Builder& builder, const std::string& name);
+    void apply(Context& context, const float* in, float* out) const override;
+
+private:
+    int size_;
+    Norm norm_;
+    std::unique_ptr<FeedForward> feed_forward_;
+    std::optional<Norm> recurrent_norm_;
+    std::optional<RecurrentBranch> recurrent_;
 };
 
 }  // namespace terse

@@ -78,6 +78,18 @@ public:
     virtual void apply(Context& context, const float* x, int rows, float* y, bool add = false) const = 0;
 };
 
+// What adds to a stream: out += f(norm(in)), all rows of the batch. Both may be the same stream, and are for all workers
+// to see.
+class Sublayer {
+public:
+    virtual ~Sublayer() = default;
+
+    // What it has to know of all rows of a source before it is applied to the first of them.
+    virtual void prepare(Context&, const float* /* in */) const {}
+
+    virtual void apply(Context& context, const float* in, float* out) const = 0;
+};
+
 class Dense : public Layer {
 public:
     Dense(const Builder& builder, const std::string& name, int inputs, int outputs, bool bias)

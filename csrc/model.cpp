@@ -29,79 +29,95 @@ std::unique_ptr<Layer> make_head(Builder& builder, int size, int vocab_size) {
 
 }  // namespace
 
-Model::Block::Block(Builder& builder, const std::string& name, int index, const Rotary* rotary)
-    : attention(builder, name, index, rotary),
-      feed_forward_norm(builder, name + ".feed_forward_norm", builder.options.size("hidden_size")),
-      feed_forward(make_feed_forward(builder, name + ".feed_forward", builder.options.size("hidden_size"))) {
-    if (const int layers = builder.options.size("sru.num_layers", 0)) {
-        const int size = builder.options.size("hidden_size");
-        recurrent_norm.emplace(builder, name + ".recurrent_norm", size);
-        recurrent.emplace(builder, name + ".recurrent", size, builder.options.size("sru.size"), layers);
-    }
-}
-
 Model::Model(const Options& options, const Tensors& tensors)
-    : hidden_size_(options.size("hidden_size")),
-      max_positions_(options.size("max_position_embeddings")),
-      dtype_(read_dtype(options.text("dtype"))) {
-    Builder builder{tensors, options, dtype_, sizes_, shape_.memories};
-    shape_.layers = options.size("num_hidden_layers");
+    : hidden_size_(options.size("hidden_size")), max_positions_(options.size("max_position_embeddings")) {
+    const std::string& kind = options.text("kind");
+    const Dtype dtype = read_dtype(options.text("dtype"));
+    Builder builder{tensors, options, dtype, sizes_, shape_.memories};
     shape_.heads = options.size("num_attention_heads");
     shape_.head_dim = hidden_size_ / shape_.heads;
     shape_.vocab_size = options.size("vocab_size");
-    embedding_ = tensors.get("embedding.weight", dtype_, {shape_.vocab_size, hidden_size_});
-    if (dtype_ == Dtype::int8) {
-        embedding_scales_ = tensors.floats("embedding.scales", {shape_.vocab_size});
-    }
     const bool tied = options.text("head.kind") == "dense" && options.flag("head.tied");
-    embedding_scale_ = tied ? std::sqrt(static_cast<float>(hidden_size_)) : 1.0f;
-    const std::string& position = options.text("position");
-    if (position == "rotary") {
+    const bool scaled = tied && kind == "causal_lm";
+    embedding_.emplace(options, tensors, dtype, scaled ? std::sqrt(static_cast<float>(hidden_size_)) : 1.0f);
+    if (options.text("position") == "rotary") {
         rotary_ = std::make_unique<Rotary>(max_positions_, shape_.head_dim, options.number("rope_theta"));
     } else {
         positions_ = tensors.floats("position.weight", {max_positions_, hidden_size_});
     }
-    for (int i = 0; i < shape_.layers; ++i) {
-        blocks_.push_back(std::make_unique<Block>(builder, "blocks." + std::to_string(i), i, rotary_.get()));
+    if (kind != "causal_lm") {
+        encoder_ = std::make_unique<Encoder>(options, tensors, dtype, sizes_, *embedding_);
+        sizes_.source = index(max_positions_);
+    }
+    if (kind == "terraformer") {
+        shape_.source = SourceUse::prefix;
+        sizes_.second = index(hidden_size_);
+        add_reversible_blocks(builder);
+    } else {
+        shape_.source = encoder_ ? SourceUse::cross : SourceUse::none;
+        add_blocks(builder);
     }
     norm_ = std::make_unique<Norm>(builder, "norm", hidden_size_);
     head_ = make_head(builder, hidden_size_, shape_.vocab_size);
 }
 
-void Model::forward(Context& context) const {
-    embed(context);
-    context.worker.barrier();
-    float* const x = context.work.x.data();
-    for (const std::unique_ptr<Block>& block : blocks_) {
-        block->attention.apply(context);
-        if (block->recurrent) {
-            block->recurrent->apply(context, block->recurrent_norm->apply(context, x));
+void Model::add_blocks(Builder& builder) {
+    const int count = builder.options.size(encoder_ ? "num_decoder_layers" : "num_hidden_layers");
+    for (int i = 0; i < count; ++i) {
+        const std::string block = "blocks." + std::to_string(i);
+        decoder_.add(std::make_unique<CausalAttention>(builder, block + ".attention_norm", block + ".attention",
+                                                       shape_.layers++, rotary_.get()));
+        if (encoder_) {
+            auto cross =
+                std::make_unique<CrossAttention>(builder, block + ".cross_norm", block + ".cross", shape_.crosses++);
+            crosses_.push_back(cross.get());
+            decoder_.add(std::move(cross));
         }
-        block->feed_forward->apply(context, block->feed_forward_norm.apply(context, x));
-        if (block->recurrent) {
-            const Range part = context.worker.share(context.rows() * hidden_size_);
-            for (int i = part.begin; i < part.end; ++i) {
-                x[i] += context.work.branch.data()[i];
-            }
-            context.worker.barrier();
+        decoder_.add(std::make_unique<FeedForwardLayer>(builder, block));
+    }
+}
+
+void Model::add_reversible_blocks(Builder& builder) {
+    const int attentions = builder.options.size("num_attention_layers");
+    const int count = builder.options.size("num_decoder_layers") * (attentions + 1);
+    for (int i = 0; i < count; ++i) {
+        const std::string name = "decoder.layers." + std::to_string(i);
+        if (i % (attentions + 1) < attentions) {
+            decoder_.add(std::make_unique<CausalAttention>(builder, name + ".norm", name + ".attention",
+                                                           shape_.layers++, nullptr),
+                         true);
+        } else {
+            decoder_.add(std::make_unique<FeedForwardLayer>(builder, name), true);
         }
     }
 }
 
-void Model::embed(Context& context) const {
-    const Range rows = context.worker.share(context.rows());
-    for (int row = rows.begin; row < rows.end; ++row) {
-        const std::size_t token = index(context.batch.tokens[index(row)]);
-        float* const x = context.work.x.data() + index(row) * index(hidden_size_);
-        const float scale = embedding_scale_ * (embedding_scales_ == nullptr ? 1.0f : embedding_scales_[token]);
-        const char* const from = static_cast<const char*>(embedding_) + token * index(hidden_size_) * size_of(dtype_);
-        kernels().unpack[static_cast<std::size_t>(dtype_)](from, scale, x, hidden_size_);
-        if (positions_ != nullptr) {
-            const float* const position = positions_ + index(context.batch.positions[index(row)]) * index(hidden_size_);
-            for (int i = 0; i < hidden_size_; ++i) {
-                x[i] += position[i];
-            }
+int Model::max_places() const { return shape_.source == SourceUse::prefix ? 2 * max_positions_ : max_positions_; }
+
+void Model::read_source(Worker& worker, Workspace& work, const std::vector<Batch>& encoding,
+                        const std::vector<Batch>& decoding) const {
+    const Streams encoded = encoder_->apply(worker, work, encoding);
+    for (const Batch& block : decoding) {
+        Context context{worker, block, work};
+        const Streams rows = encoded.at(block, hidden_size_);
+        if (shape_.source == SourceUse::prefix) {
+            decoder_.apply(context, rows);
         }
+        for (const CrossAttention* const cross : crosses_) {
+            cross->read(context, rows.first);
+        }
+    }
+}
+
+void Model::forward(Context& context) const {
+    float* const x = context.work.x.data();
+    const bool two_streams = shape_.source == SourceUse::prefix;
+    Streams streams{x, two_streams ? context.work.second.data() : x};
+    embedding_->apply(context, positions_, streams);
+    context.worker.barrier();
+    streams = decoder_.apply(context, streams);
+    if (two_streams) {
+        average(context, streams, x, hidden_size_);
     }
 }
 

@@ -1,4 +1,5 @@
-// A decoder: its layers over weights that somebody else owns. It holds no state and may serve many at once.
+// A decoder, with an encoder if it has a source: layers over weights that somebody else owns. It holds no state and may
+// serve many at once.
 #pragma once
 
 #include <memory>
@@ -6,8 +7,11 @@
 #include <vector>
 
 #include "attention.h"
+#include "embedding.h"
+#include "encoder.h"
 #include "feedforward.h"
 #include "layers.h"
+#include "stack.h"
 
 namespace terse {
 
@@ -22,35 +26,36 @@ public:
     const SessionShape& session_shape() const { return shape_; }
     const Sizes& sizes() const { return sizes_; }
 
-    // Passes a batch through all blocks; all workers call it together. The sessions' lengths do not change.
+    // Places that attention may look at: those of a text, and of a source before it.
+    int max_places() const;
+
+    // Of the session that a source is read with. Null: the model reads none.
+    const SessionShape* encoder_shape() const { return encoder_ ? &encoder_->session_shape() : nullptr; }
+
+    // Reads a source in consecutive blocks, twice the same but for the session: that of the encoder, and that which then
+    // goes on with the text. All workers call it together.
+    void read_source(Worker& worker, Workspace& work, const std::vector<Batch>& encoding,
+                     const std::vector<Batch>& decoding) const;
+
+    // Passes a batch through all layers; all workers call it together. The sessions' lengths do not change.
     void forward(Context& context) const;
 
     // The logits of some rows, [last - first][vocab_size].
     void logits(Context& context, int first, int last, float* out) const;
 
 private:
-    struct Block {
-        Block(Builder& builder, const std::string& name, int index, const Rotary* rotary);
-
-        Attention attention;
-        Norm feed_forward_norm;
-        std::unique_ptr<FeedForward> feed_forward;
-        std::optional<Norm> recurrent_norm;
-        std::optional<RecurrentBranch> recurrent;
-    };
-
-    void embed(Context& context) const;
+    void add_blocks(Builder& builder);
+    void add_reversible_blocks(Builder& builder);
 
     int hidden_size_, max_positions_;
-    Dtype dtype_;
     SessionShape shape_;
     Sizes sizes_;
-    const void* embedding_;  // [vocab_size][hidden_size]
-    const float* embedding_scales_ = nullptr;
-    float embedding_scale_;
+    std::optional<Embedding> embedding_;
     const float* positions_ = nullptr;  // [max_positions][hidden_size]
     std::unique_ptr<Rotary> rotary_;
-    std::vector<std::unique_ptr<Block>> blocks_;
+    std::unique_ptr<Encoder> encoder_;
+    Stack decoder_;
+    std::vector<const CrossAttention*> crosses_;  // of the decoder
     std::unique_ptr<Norm> norm_;
     std::unique_ptr<Layer> head_;
 };

@@ -10,35 +10,56 @@ std::size_t index(int i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 
-Session::Session(const SessionShape& shape, int capacity, bool poison)
-    : shape_(shape),
-      capacity_(capacity),
-      rounded_(panels(capacity) * kPanel),
-      keys_(index(shape.layers * shape.heads) * key_size(), poison),
-      values_(index(shape.layers * shape.heads) * value_size(), poison),
-      logits_(index(shape.vocab_size), poison) {
+Session::Session(const SessionShape& shape, int capacity, bool poison, int source_length)
+    : shape_(shape), capacity_(capacity), source_length_(source_length), logits_(index(shape.vocab_size), poison) {
+    const int places = capacity + (shape.source == SourceUse::prefix ? source_length : 0);
+    for (int layer = 0; layer < shape.layers; ++layer) {
+        caches_.emplace_back(shape.heads, shape.head_dim, places, poison);
+    }
+    source_ = std::make_shared<std::vector<KeyValues>>();
+    for (int cross = 0; cross < shape.crosses; ++cross) {
+        source_->emplace_back(shape.heads, shape.head_dim, source_length, poison);
+    }
     for (const std::size_t size : shape.memories) {
         memories_.emplace_back(size);  // zeros stand before the first token
     }
 }
 
-Session::Session(const Session& other) : Session(other.shape_, other.capacity_, false) {
-    const std::vector<float> saved = other.save();
-    restore(saved.data(), saved.size(), other.length_);
+Session::Session(const Session& other)
+    : shape_(other.shape_),
+      capacity_(other.capacity_),
+      source_length_(other.source_length_),
+      has_source_(other.has_source_),
+      source_(other.source_),
+      logits_(other.logits_.size()) {
+    for (const KeyValues& cache : other.caches_) {
+        caches_.emplace_back(shape_.heads, shape_.head_dim, cache.capacity(), false);
+    }
+    for (const Buffer& memory : other.memories_) {
+        memories_.emplace_back(memory.size());
+    }
+    prefix_ = other.prefix_;
+    take(other, -prefix_);
+    std::copy_n(other.logits_.data(), logits_.size(), logits_.data());
 }
 
-void Session::append(int layer, int head, int position, const float* key, const float* value) {
-    const int width = shape_.head_dim;
-    float* const key_panel = keys(layer, head) + index(position / kPanel) * index(width * kPanel) + position % kPanel;
-    float* const value_rows = values(layer, head) + index(position) * kPanel;
-    for (int i = 0; i < width; ++i) {
-        key_panel[i * kPanel] = key[i];
-        value_rows[index(i / kPanel) * index(rounded_) * kPanel + index(i % kPanel)] = value[i];
+void Session::end_source() {
+    has_source_ = true;
+    prefix_ = shape_.source == SourceUse::prefix ? source_length_ : 0;
+}
+
+void Session::take(const Session& other, int shared) {
+    for (std::size_t i = 0; i < caches_.size(); ++i) {
+        caches_[i].copy(other.caches_[i], prefix_ + shared, prefix_ + other.length_);
     }
+    for (std::size_t i = 0; i < memories_.size(); ++i) {
+        std::copy_n(other.memories_[i].data(), memories_[i].size(), memories_[i].data());
+    }
+    length_ = other.length_;
 }
 
 std::size_t Session::saved_size(int length) const {
-    std::size_t size = index(2 * shape_.layers * shape_.heads) * index(shape_.head_dim) * index(length);
+    std::size_t size = index(2 * shape_.layers * shape_.heads) * index(shape_.head_dim) * index(prefix_ + length);
     for (const std::size_t memory : shape_.memories) {
         size += memory;
     }
@@ -48,23 +69,8 @@ std::size_t Session::saved_size(int length) const {
 std::vector<float> Session::save() const {
     std::vector<float> saved;
     saved.reserve(saved_size(length_));
-    for (int layer = 0; layer < shape_.layers; ++layer) {
-        for (int position = 0; position < length_; ++position) {
-            for (int head = 0; head < shape_.heads; ++head) {
-                const float* const panel = keys(layer, head) +
-                                           index(position / kPanel) * index(shape_.head_dim * kPanel) +
-                                           position % kPanel;
-                for (int i = 0; i < shape_.head_dim; ++i) {
-                    saved.push_back(panel[i * kPanel]);
-                }
-            }
-            for (int head = 0; head < shape_.heads; ++head) {
-                const float* const rows = values(layer, head) + index(position) * kPanel;
-                for (int i = 0; i < shape_.head_dim; ++i) {
-                    saved.push_back(rows[index(i / kPanel) * index(rounded_) * kPanel + index(i % kPanel)]);
-                }
-            }
-        }
+    for (const KeyValues& cache : caches_) {
+        cache.save(prefix_ + length_, saved);
     }
     for (const Buffer& memory : memories_) {
         saved.insert(saved.end(), memory.data(), memory.data() + memory.size());
@@ -83,13 +89,8 @@ void Session::restore(const float* saved, std::size_t size, int length) {
                                     std::to_string(length) + " tokens of this model need " +
                                     std::to_string(saved_size(length)) + "; it was saved from another model");
     }
-    const int width = shape_.heads * shape_.head_dim;
-    for (int layer = 0; layer < shape_.layers; ++layer) {
-        for (int position = 0; position < length; ++position, saved += 2 * width) {
-            for (int head = 0; head < shape_.heads; ++head) {
-                append(layer, head, position, saved + head * shape_.head_dim, saved + width + head * shape_.head_dim);
-            }
-        }
+    for (KeyValues& cache : caches_) {
+        saved = cache.restore(saved, prefix_ + length);
     }
     for (Buffer& memory : memories_) {
         std::copy_n(saved, memory.size(), memory.data());

@@ -4,29 +4,37 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "buffer.h"
-#include "kernels.h"
+#include "cache.h"
 
 namespace terse {
 
+// How the text that a session holds is related to a source.
+enum class SourceUse {
+    none,    // there is no source
+    cross,   // cross-attention looks at it
+    prefix,  // it stands before the text, in the same keys and values
+};
+
 // How much a model's sequences remember.
 struct SessionShape {
-    int layers = 0;
+    int layers = 0;  // of attention to the sequence itself
     int heads = 0;
     int head_dim = 0;
     int vocab_size = 0;
+    int crosses = 0;  // layers of attention to a source
+    SourceUse source = SourceUse::none;
     std::vector<std::size_t> memories;  // floats of each convolution's past frames and of each recurrent carry
 
     bool operator==(const SessionShape&) const = default;
 };
 
-// Keys and values lie in panels, so that attention is two matrix products: a head's keys as a matrix whose outputs are
-// positions, [positions / 16][head_dim][16], its values as one whose outputs are features, [head_dim / 16][capacity][16].
 class Session {
 public:
     // Claims a session for as long as it lives. Throws std::invalid_argument when another thread has it.
@@ -48,49 +56,55 @@ public:
         Session* session_;
     };
 
-    Session(const SessionShape& shape, int capacity, bool poison);
+    // With room for `capacity` tokens, and for a source of `source_length` where the shape has one.
+    Session(const SessionShape& shape, int capacity, bool poison, int source_length = 0);
 
-    Session(const Session& other);  // a fork: a copy that goes its own way
+    Session(const Session& other);  // a fork: a copy that goes its own way; both look at one source
     Session& operator=(const Session&) = delete;
 
     const SessionShape& shape() const { return shape_; }
-    int length() const { return length_; }  // tokens read
+    int length() const { return length_; }  // tokens read, less those of a source
     int capacity() const { return capacity_; }
+
+    // Longest sequence that can be written, whose last token is not read. A source's text begins with a token that does
+    // not count.
+    int limit() const { return capacity_ + (shape_.source == SourceUse::none ? 0 : 1); }
     void advance(int tokens) { length_ += tokens; }
 
-    float* keys(int layer, int head) const { return keys_.data() + head_offset(layer, head, key_size()); }
-    float* values(int layer, int head) const { return values_.data() + head_offset(layer, head, value_size()); }
-    float* memory(int slot) { return memories_[static_cast<std::size_t>(slot)].data(); }
+    int source_length() const { return source_length_; }
+    bool waits_for_source() const { return shape_.source != SourceUse::none && !has_source_; }
+    void end_source();  // all of the source has been read
 
-    // Writes a token's key and value of one head.
-    void append(int layer, int head, int position, const float* key, const float* value);
+    int prefix() const { return prefix_; }  // tokens of a source that stand before the first
+    KeyValues& cache(int layer) { return caches_[static_cast<std::size_t>(layer)]; }
+    KeyValues& source(int cross) { return (*source_)[static_cast<std::size_t>(cross)]; }
+    float* memory(int slot) { return memories_[static_cast<std::size_t>(slot)].data(); }
 
     float* logits() { return logits_.data(); }  // of the next token, [vocab_size]
 
-    // All that it remembers, as plain rows: for each layer keys and values [length][heads * head_dim], then the
-    // memories, then the logits.
+    // What another session of the same model and source remembers, but for the logits. The first `shared` tokens of
+    // both are the same.
+    void take(const Session& other, int shared);
+
+    // All that it remembers but a source that cross-attention looks at: for each layer keys and values, as KeyValues
+    // saves them, then the memories, then the logits.
     std::vector<float> save() const;
 
     // Takes what `save` gave, of as many tokens. Throws std::invalid_argument when it does not fit.
     void restore(const float* saved, std::size_t size, int length);
 
 private:
-    std::size_t key_size() const { return static_cast<std::size_t>(rounded_) * static_cast<std::size_t>(shape_.head_dim); }
-    std::size_t value_size() const {
-        return static_cast<std::size_t>(rounded_) * static_cast<std::size_t>(panels(shape_.head_dim) * kPanel);
-    }
-    std::size_t head_offset(int layer, int head, std::size_t size) const {
-        return static_cast<std::size_t>(layer * shape_.heads + head) * size;
-    }
     std::size_t saved_size(int length) const;
 
     SessionShape shape_;
     int capacity_;
-    int rounded_;  // capacity in whole panels
+    int source_length_;
+    int prefix_ = 0;
     int length_ = 0;
+    bool has_source_ = false;
     std::atomic<bool> in_use_{false};
-    Buffer keys_;
-    Buffer values_;
+    std::vector<KeyValues> caches_;
+    std::shared_ptr<std::vector<KeyValues>> source_;  // of each cross-attention; written while the source is read
     std::vector<Buffer> memories_;
     Buffer logits_;
 };

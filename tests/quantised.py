@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from terseformer.config import LocallyConnectedProjectionConfig, ModelConfig
 from terseformer.layout import Dtype
 
 
@@ -18,14 +17,14 @@ def _round_rows(rows: Tensor, dtype: Dtype) -> Tensor:
     return torch.where(scale > 0, (rows / scale).round() * scale, rows)
 
 
-def rounded(weights: dict[str, Tensor], config: ModelConfig, dtype: Dtype) -> dict[str, Tensor]:
+def rounded(weights: dict[str, Tensor], dtype: Dtype) -> dict[str, Tensor]:
     """What remains of the weights when they are packed as `dtype`."""
     if dtype == "f32":
         return weights
     result = dict(weights)
     for name, x in weights.items():
         kind = name.rsplit(".", 1)[-1]
-        if x.dim() < 2 or kind == "modules_weight" or name == "position.weight":
+        if x.dim() < 2 or kind == "modules_weight" or name in ("position.weight", "encoder_position.weight"):
             continue
         if kind == "features_weight":
             result[name] = _round_rows(x.T, dtype).T
@@ -33,8 +32,7 @@ def rounded(weights: dict[str, Tensor], config: ModelConfig, dtype: Dtype) -> di
             result[name] = _round_rows(x.flatten(0, 2).T, dtype).T.reshape(x.shape)
         elif kind == "mixing_weight":
             result[name] = torch.stack([_round_rows(matrix.T, dtype).T for matrix in x])
-        elif x.dim() == 4:
-            assert isinstance(config.attention, LocallyConnectedProjectionConfig)
+        elif x.dim() == 4:  # locally connected
             result[name] = _round_locally_connected(x, dtype)
         else:
             result[name] = _round_rows(x, dtype)

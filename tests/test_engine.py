@@ -15,46 +15,19 @@ import torch
 from tokenizers import Tokenizer
 from torch.testing import assert_close
 
-from quantised import as_numpy, rounded
+from engines import TOLERANCE, check_logits, draw_tokens, make_engine, pack_model
+from quantised import rounded
 from runs import DENSE, SPARSE
 from terseformer import generation, native
-from terseformer.config import ConfigError, DenseFeedForwardConfig, ModelConfig, SRUConfig
+from terseformer.config import ConfigError, ModelConfig, SRUConfig
 from terseformer.data import train_tokenizer
 from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine, Session
 from terseformer.layout import DTYPES, Dtype
 from terseformer.model import CausalLM
-from terseformer.pack import Packed, load_packed, write_packed
+from terseformer.pack import Packed
 from terseformer.sampling import GenerationError, SamplingConfig
 from terseformer.tensorfile import TensorFileError
 from variants import DISTINCT, VARIANTS, make_model
-
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}
-INT8_ERROR, INT8_ERROR_OF_CHOICES = 0.03, 0.1
-"""Bounds of int8's root mean square error over the logits' deviation, where the weights are the same: what rounding the
-inputs of each matrix to 8 bits makes of untrained models; more where it turns a controller's choice."""
-
-
-def check_logits(got: np.ndarray, expected: np.ndarray, config: ModelConfig, dtype: Dtype) -> None:
-    if dtype == "int8":
-        chooses = not isinstance(config.feed_forward, DenseFeedForwardConfig)
-        bound = INT8_ERROR_OF_CHOICES if chooses else INT8_ERROR
-        assert np.sqrt(np.mean((got - expected) ** 2)) < bound * expected.std()
-    else:
-        assert_close(got, expected, **TOLERANCE)
-
-
-def pack_model(model: CausalLM, path: Path, dtype: Dtype = "f32") -> Packed:
-    write_packed(path, model.config, dtype, as_numpy(model.state_dict()))
-    return load_packed(path)
-
-
-def make_engine(model: CausalLM, path: Path, dtype: Dtype = "f32", threads: int = 2, **more) -> Engine:
-    return Engine(pack_model(model, path / f"{dtype}.safetensors", dtype), threads=threads, poison=True, **more)
-
-
-def draw_tokens(config: ModelConfig, count: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, config.vocab_size, (count,), generator=generator).tolist()
 
 
 @torch.inference_mode()
@@ -70,7 +43,7 @@ def test_parity_of_logits(name: str, dtype: Dtype, tmp_path: Path) -> None:
     model = make_model(config)
     tokens = draw_tokens(config, config.max_position_embeddings)
     packed = pack_model(model, tmp_path / "packed", dtype)
-    model.load_state_dict(rounded(model.state_dict(), config, dtype))
+    model.load_state_dict(rounded(model.state_dict(), dtype))
     expected = torch_logits(model, tokens).numpy()
     for threads in (1, 2):
         engine = Engine(packed, threads=threads, poison=True)

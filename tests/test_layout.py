@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quantised import as_numpy
 from terseformer.config import ConfigError, ModelConfig
 from terseformer.layout import DTYPES, PANEL, Dtype, declare, from_bf16, quantise, to_bf16
-from variants import PYTORCH_ONLY, VARIANTS, make_model
+from variants import ENCODER_DECODERS, PYTORCH_ONLY, VARIANTS, make_model
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))
@@ -30,10 +30,10 @@ def test_int8_is_off_by_half_a_step_at_most() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *ENCODER_DECODERS])
 def test_every_weight_has_its_place(name: str, dtype: Dtype) -> None:
     """Each entry is what was declared, and each weight of the model is the source of some entry."""
-    config = VARIANTS[name]
+    config = (VARIANTS | ENCODER_DECODERS)[name]
     weights = as_numpy(make_model(config).state_dict())
     entries = declare(config, dtype)
     assert len({entry.name for entry in entries}) == len(entries)
@@ -45,7 +45,7 @@ def test_every_weight_has_its_place(name: str, dtype: Dtype) -> None:
         for source, shape in entry.sources.items():
             assert weights[source].shape == shape
     unused = {"head.dense.weight", "head.dense.bias"}  # of a mixture, which only training has
-    unused |= {"head.weight"} if name == "head-tied" else set()
+    unused |= {"head.weight"} if "tied" in name else set()
     assert used == set(weights) - unused
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from tokenizers import Tokenizer
 
 from terseformer import native, tensorfile
-from terseformer.config import ConfigError
+from terseformer.config import ConfigError, ModelConfig
 from terseformer.configfile import to_dict
 from terseformer.data import load_tokenizer
 from terseformer.folder import find
@@ -21,7 +21,7 @@ from terseformer.layout import Dtype
 from terseformer.pack import Packed, load_packed, pack
 from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig
 from terseformer.tensorfile import Declared, TensorFileError
-from terseformer.text import FinishReason, Generation, TextWriter, end_of_text_ids, token_bytes
+from terseformer.text import FinishReason, Generation, TextWriter, check_source, end_of_text_ids, token_bytes
 from terseformer.threads import MAX_THREADS, default_threads
 
 MAX_ROWS = 128
@@ -30,7 +30,7 @@ MAX_RUNS = 8
 """Texts that are written together."""
 _STREAM_SECONDS = 0.02
 _FOREVER = 1 << 30
-_SESSION_FORMAT = "terseformer-session-1"
+_SESSION_FORMAT = "terseformer-session-2"
 
 
 class Session:
@@ -39,8 +39,10 @@ class Session:
     Made by `Engine.new_session`. One thread at a time may use it.
     """
 
-    def __init__(self, state: Any, tokens: Sequence[int] = ()) -> None:
+    def __init__(self, state: Any, tokens: Sequence[int] = (), source: Sequence[int] = ()) -> None:
         self._state = state
+        self.source = tuple(source)
+        """Tokens of the source that an encoder-decoder has read, before those of the sequence."""
         self.tokens = list(tokens)
         """Tokens of the sequence; the last one that was drawn is read when the sequence goes on."""
 
@@ -66,7 +68,7 @@ class Session:
 
     def fork(self) -> Session:
         """A copy that goes its own way: several texts from one prompt that was read once."""
-        return Session(self._state.fork(), self.tokens)
+        return Session(self._state.fork(), self.tokens, self.source)
 
     def save(self, path: Path | str) -> None:
         """Writes the session to a file, to go on from it later with the same model.
@@ -75,11 +77,11 @@ class Session:
             TensorFileError: the file cannot be written.
         """
         state = self._state.save()
-        tokens = np.array(self.tokens, np.float32)  # ids below 2^24 are exact
-        tensors = [
-            ("state", Declared("F32", state.shape), lambda: state),
-            ("tokens", Declared("F32", tokens.shape), lambda: tokens),
-        ]
+        arrays = {"state": state, "tokens": self.tokens, "source": self.source}
+        tensors = []
+        for name, values in arrays.items():
+            array = np.array(values, np.float32)  # ids below 2^24 are exact
+            tensors.append((name, Declared("F32", array.shape), lambda array=array: array))
         metadata = {"format": _SESSION_FORMAT, "capacity": str(self.capacity), "length": str(self.length)}
         tensorfile.write(Path(path), tensors, metadata)
 
@@ -104,6 +106,7 @@ class Engine:
         self, packed: Packed, tokenizer: Tokenizer | None = None, threads: int | None = None, *, poison: bool = False
     ) -> None:
         self.config, self.dtype, self.tokenizer, self._packed = packed.config, packed.dtype, tokenizer, packed
+        self._pad_token_id = None if isinstance(packed.config, ModelConfig) else packed.config.pad_token_id
         self.threads = default_threads() if threads is None else threads
         if not 1 <= self.threads <= MAX_THREADS:
             raise ConfigError(f"threads must lie in [1, {MAX_THREADS}], not {self.threads}")
@@ -137,16 +140,31 @@ class Engine:
         """The instruction set that the kernels use."""
         return native.isa()
 
-    def new_session(self, capacity: int | None = None) -> Session:
-        """A session that has read nothing.
+    def new_session(self, capacity: int | None = None, source: Sequence[int] | None = None) -> Session:
+        """A session that has read nothing but, for an encoder-decoder, its source.
 
         Args:
-            capacity: longest sequence that fits, in tokens; default `max_position_embeddings`.
+            capacity: longest sequence that fits, in tokens, a source not counted; default `max_position_embeddings`.
+            source: token ids that an encoder-decoder makes a text of, which begins with `pad_token_id`.
+
+        Raises:
+            GenerationError: the source is missing, empty, too long, or has an unknown token; or it is not for this
+                model.
         """
-        return Session(native.Session(self._model, capacity or self.config.max_position_embeddings, self._poison))
+        if source is None and self._pad_token_id is not None:
+            raise GenerationError("the model makes a text of a source; give one to new_session(source=...)")
+        if source is not None and self._pad_token_id is None:
+            raise GenerationError("the model is a causal language model, without a source; read a prompt instead")
+        limit, source = self.config.max_position_embeddings, source or ()
+        if self._pad_token_id is not None:
+            check_source(source, limit, self.config.vocab_size)
+        state = native.Session(self._model, capacity or limit, self._poison, len(source))
+        if source:
+            self._engine.read_source(state, _ids(source))
+        return Session(state, source=source)
 
     def load_session(self, path: Path | str) -> Session:
-        """A session that was saved.
+        """A session that was saved; a source that cross-attention looks at is read once more.
 
         Raises:
             TensorFileError: the file is missing, damaged, no session, or of another model.
@@ -156,8 +174,8 @@ class Engine:
         try:
             if file.metadata["format"] != _SESSION_FORMAT:
                 raise ValueError("it has another format")
-            tokens = file.arrays["tokens"].astype(np.int64).tolist()
-            session = self.new_session(int(file.metadata["capacity"]))
+            tokens, source = (file.arrays[name].astype(np.int64).tolist() for name in ("tokens", "source"))
+            session = self.new_session(int(file.metadata["capacity"]), source or None)
             session._state.restore(file.arrays["state"], int(file.metadata["length"]))
         except (ValueError, KeyError, TypeError) as error:
             raise TensorFileError(f"{path} is no session of this model: {error}") from None
@@ -181,7 +199,7 @@ class Engine:
 
         Args:
             tokens: token ids; with a session, the continuation of what it has read.
-            session: reads the tokens.
+            session: reads the tokens; an encoder-decoder needs one.
 
         Raises:
             GenerationError: a token is unknown, or there are more than fit.
@@ -213,7 +231,7 @@ class Engine:
         length = session.length + len(unread)
         if not length:
             raise GenerationError("the prompt has no tokens; start it with the end-of-text token")
-        if length >= session.capacity:
+        if length >= session.capacity + bool(session.source):
             whole = session.capacity == self.config.max_position_embeddings
             context = "the model's context" if whole else "the session's context"
             raise GenerationError(
@@ -231,7 +249,7 @@ class Engine:
             self._pieces,
         )
         try:
-            writer.see(_ids(session.tokens))
+            writer.see(_ids(session.tokens[1:] if session.source else session.tokens))
         except ValueError as error:
             raise GenerationError(str(error)) from None
         return writer
@@ -259,7 +277,8 @@ class Engine:
     ) -> list[Generation]:
         """Continues each prompt as it would be alone; up to `MAX_RUNS` are written together.
 
-        An empty prompt starts from the end-of-text token, as a document does.
+        An empty prompt starts from the end-of-text token, as a document does. An encoder-decoder makes a text of each
+        prompt, which is its source and must not be empty.
 
         Args:
             prompts: one or several.
@@ -274,13 +293,13 @@ class Engine:
         if len(seeds) != len(prompts):
             raise GenerationError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
         tokenizer = self._tokenizer()
-        texts = [TextWriter(tokenizer, prompt, sampling.stop) for prompt in prompts]
+        texts = [TextWriter(tokenizer, prompt, sampling.stop, self._pad_token_id) for prompt in prompts]
         for start in range(0, len(texts), MAX_RUNS):
             together = range(start, min(start + MAX_RUNS, len(texts)))
             writers = {}
             for i in together:
-                prompt = texts[i].prompt
-                writers[i] = self.start(self._session_for(prompt, sampling), prompt, sampling, seeds[i])
+                session, tokens = self._begin(texts[i].prompt, sampling)
+                writers[i] = self.start(session, tokens, sampling, seeds[i])
             while active := [i for i in together if texts[i].finish_reason is None]:
                 written = self.write([writers[i] for i in active], self._steps(sampling))
                 for i, tokens in zip(active, written, strict=True):
@@ -293,17 +312,20 @@ class Engine:
         """Continues a prompt and yields pieces of the text as soon as they are certain.
 
         Args:
-            prompt: the beginning; with a session, what follows that which it has read.
+            prompt: the beginning, or an encoder-decoder's source; with a session, what follows that which it has read.
             sampling: how the text is drawn.
-            session: reads the prompt and the text, to go on from there.
+            session: reads the prompt and the text, to go on from there; not of an encoder-decoder.
 
         Raises:
             GenerationError: the prompt does not fit the model (at once), or the logits are not finite.
         """
-        text = TextWriter(self._tokenizer(), prompt, sampling.stop)
+        text = TextWriter(self._tokenizer(), prompt, sampling.stop, self._pad_token_id)
         if session is None:
-            session = self._session_for(text.prompt, sampling)
-        tokens = text.prompt if prompt or not session.tokens else []
+            session, tokens = self._begin(text.prompt, sampling)
+        elif self._pad_token_id is not None:
+            raise GenerationError("an encoder-decoder writes one text of a source; leave the session out")
+        else:
+            tokens = text.prompt if prompt or not session.tokens else []
         return self._pieces_of(text, self.start(session, tokens, sampling, sampling.seed), session, sampling)
 
     def _pieces_of(
@@ -320,9 +342,12 @@ class Engine:
         """Steps to write together: where the tokens' bytes are not known, only the text shows a stop string."""
         return 1 if sampling.stop and not self._token_bytes else None
 
-    def _session_for(self, prompt: Sequence[int], sampling: SamplingConfig) -> Session:
-        """One that has room for a prompt and what follows."""
-        return self.new_session(min(self.config.max_position_embeddings, len(prompt) + sampling.max_new_tokens))
+    def _begin(self, prompt: list[int], sampling: SamplingConfig) -> tuple[Session, list[int]]:
+        """A session that has room for a text, and what it reads first: the prompt, unless that is its source."""
+        limit = self.config.max_position_embeddings
+        if self._pad_token_id is None:
+            return self.new_session(min(limit, len(prompt) + sampling.max_new_tokens)), prompt
+        return self.new_session(min(limit, sampling.max_new_tokens), prompt), [self._pad_token_id]
 
     def _sampling(self, sampling: SamplingConfig, seed: int) -> native.Sampling:
         return native.Sampling(

@@ -26,6 +26,7 @@ _BLOCK = 1 << 22
 _NAMES: dict[Dtype, str] = {"f32": "F32", "bf16": "BF16", "int8": "I8"}
 _SIZES: dict[Dtype, int] = {"f32": 4, "bf16": 2, "int8": 1}
 
+AnyConfig = c.ModelConfig | c.EncoderDecoderConfig
 Array = np.ndarray
 Weights = Mapping[str, Array]
 """A state dict: float32 arrays by name."""
@@ -42,17 +43,20 @@ class Entry:
     fill: Callable[[Weights], Array]
 
 
-def declare(config: c.ModelConfig, dtype: Dtype) -> list[Entry]:
+def declare(config: AnyConfig, dtype: Dtype) -> list[Entry]:
     """All tensors of a packed model.
 
     Raises:
         ConfigError: the engine does not decode such a model.
     """
-    c.require(
-        isinstance(config.attention_pattern, c.SoftmaxPatternConfig),
-        f"model.attention_pattern.kind = {config.attention_pattern.kind!r} is not decoded by the engine; "
-        "decode with --backend torch",
-    )
+    patterns = {"attention_pattern": config.attention_pattern}
+    if not isinstance(config, c.ModelConfig):
+        patterns["encoder_attention_pattern"] = config.encoder_attention_pattern
+    for name, pattern in patterns.items():
+        c.require(
+            isinstance(pattern, c.SoftmaxPatternConfig),
+            f"model.{name}.kind = {pattern.kind!r} is not decoded by the engine; decode with --backend torch",
+        )
     return list(_model(config, _Pack(dtype)))
 
 
@@ -224,25 +228,75 @@ class _Pack:
         yield Entry(f"{name}.units", Declared("I8", (count, stride)), dict.fromkeys(sources, (count, size)), fill)
 
 
-def _model(config: c.ModelConfig, pack: _Pack) -> Iterator[Entry]:
-    size, vocab_size, positions = config.hidden_size, config.vocab_size, config.max_position_embeddings
+def _model(config: AnyConfig, pack: _Pack) -> Iterator[Entry]:
+    size, vocab_size = config.hidden_size, config.vocab_size
     yield from pack.table("embedding", vocab_size, size)
-    if config.position == "learned":
-        yield from pack.vector("position.weight", positions, size)
-    elif config.position == "sinusoidal":
-        declared = Declared("F32", (positions, size))
-        yield Entry("position.weight", declared, {}, lambda _: _sinusoids(positions, size))
-    for index in range(config.num_hidden_layers):
-        block = f"blocks.{index}"
-        yield from _norm(config, f"{block}.attention_norm", pack)
-        yield from _projection(config.attention, f"{block}.attention.projection", size, pack)
-        yield from _norm(config, f"{block}.feed_forward_norm", pack)
-        yield from _feed_forward(config.feed_forward, f"{block}.feed_forward", size, pack)
-        if config.sru.num_layers:
-            yield from _norm(config, f"{block}.recurrent_norm", pack)
-            yield from _recurrent(config.sru, f"{block}.recurrent", size, pack)
+    yield from _positions(config, "position", pack)
+    match config:
+        case c.ModelConfig():
+            for index in range(config.num_hidden_layers):
+                yield from _block(config, f"blocks.{index}", config.attention, pack)
+        case c.Seq2SeqConfig():
+            yield from _positions(config, "encoder_position", pack)
+            for index in range(config.num_encoder_layers):
+                yield from _block(config, f"encoder_blocks.{index}", config.encoder_attention, pack)
+            yield from _norm(config, "encoder_norm", pack)
+            for index in range(config.num_decoder_layers):
+                yield from _block(config, f"blocks.{index}", config.attention, pack)
+                yield from _norm(config, f"blocks.{index}.cross_norm", pack)
+                yield from _cross_projection(config, f"blocks.{index}.cross.projection", pack)
+        case c.TerraformerConfig():
+            yield from _positions(config, "encoder_position", pack)
+            yield from _reversible(config, "encoder", config.num_encoder_layers, 1, config.encoder_attention, pack)
+            if not config.reversible_encoder:
+                yield from pack.dense("encoder_out", size, size)
+                yield from _norm(config, "encoder_norm", pack)
+            attentions = config.num_attention_layers
+            yield from _reversible(config, "decoder", config.num_decoder_layers, attentions, config.attention, pack)
     yield from _norm(config, "norm", pack)
     yield from _head(config.head, size, vocab_size, pack)
+
+
+def _positions(config: AnyConfig, name: str, pack: _Pack) -> Iterator[Entry]:
+    positions, size = config.max_position_embeddings, config.hidden_size
+    if config.position == "learned":
+        yield from pack.vector(f"{name}.weight", positions, size)
+    elif config.position == "sinusoidal":
+        declared = Declared("F32", (positions, size))
+        yield Entry(f"{name}.weight", declared, {}, lambda _: _sinusoids(positions, size))
+
+
+def _block(config: AnyConfig, name: str, attention: c.AttentionProjectionConfig, pack: _Pack) -> Iterator[Entry]:
+    yield from _norm(config, f"{name}.attention_norm", pack)
+    yield from _projection(attention, f"{name}.attention.projection", config.hidden_size, pack)
+    yield from _feed_forward_layer(config, name, pack)
+
+
+def _reversible(
+    config: c.TerraformerConfig,
+    name: str,
+    blocks: int,
+    attentions: int,
+    attention: c.AttentionProjectionConfig,
+    pack: _Pack,
+) -> Iterator[Entry]:
+    """A reversible stack: in each block some layers of attention, then one of feed-forward."""
+    for index in range(blocks * (attentions + 1)):
+        layer = f"{name}.layers.{index}"
+        if index % (attentions + 1) < attentions:
+            yield from _norm(config, f"{layer}.norm", pack)
+            yield from _projection(attention, f"{layer}.attention.projection", config.hidden_size, pack)
+        else:
+            yield from _feed_forward_layer(config, layer, pack)
+
+
+def _feed_forward_layer(config: AnyConfig, name: str, pack: _Pack) -> Iterator[Entry]:
+    size = config.hidden_size
+    yield from _norm(config, f"{name}.feed_forward_norm", pack)
+    yield from _feed_forward(config.feed_forward, f"{name}.feed_forward", size, pack)
+    if config.sru.num_layers:
+        yield from _norm(config, f"{name}.recurrent_norm", pack)
+        yield from _recurrent(config.sru, f"{name}.recurrent", size, pack)
 
 
 def _sinusoids(positions: int, size: int) -> Array:
@@ -252,7 +306,7 @@ def _sinusoids(positions: int, size: int) -> Array:
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(positions, -1)[:, :size]
 
 
-def _norm(config: c.ModelConfig, name: str, pack: _Pack) -> Iterator[Entry]:
+def _norm(config: AnyConfig, name: str, pack: _Pack) -> Iterator[Entry]:
     yield from pack.vector(f"{name}.weight", config.hidden_size)
     if config.norm == "layer_norm":
         yield from pack.vector(f"{name}.bias", config.hidden_size)
@@ -278,6 +332,20 @@ def _projection(config: c.AttentionProjectionConfig, name: str, size: int, pack:
             case c.LocalConvolutionProjectionConfig():
                 width = size // config.qkv_modules
                 yield from pack.convolution(part, width, width, config.module_kernel, config.length_kernel)
+
+
+def _cross_projection(config: c.Seq2SeqConfig, name: str, pack: _Pack) -> Iterator[Entry]:
+    size, cross = config.hidden_size, config.cross_attention
+    bias = not isinstance(cross, c.DenseProjectionConfig) or cross.bias
+    yield from pack.dense(f"{name}.key", size, size, bias)
+    yield from pack.dense(f"{name}.value", size, size, bias)
+    if isinstance(cross, c.DenseProjectionConfig):
+        yield from pack.dense(f"{name}.query", size, size, bias)
+        yield from pack.dense(f"{name}.out", size, size, bias)
+        return
+    width = size // cross.qkv_modules
+    yield from pack.multiplicative(f"{name}.query.shared", size, size, cross.qkv_modules)
+    yield from pack.convolution(f"{name}.query.convolution", width, width, cross.module_kernel, cross.length_kernel)
 
 
 def _sparse_projection(config: c.SparseProjectionConfig, name: str, size: int, pack: _Pack) -> Iterator[Entry]:

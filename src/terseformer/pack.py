@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from terseformer import tensorfile
-from terseformer.config import ConfigError, ModelConfig
-from terseformer.configfile import from_dict, to_dict
-from terseformer.folder import CheckpointError, find, instead, load_language_model_config
-from terseformer.layout import DTYPES, Array, Dtype, Entry, Weights, declare, from_bf16
+from terseformer.config import ConfigError
+from terseformer.configfile import model_from_dict, to_dict
+from terseformer.folder import CheckpointError, find, instead, load_config
+from terseformer.layout import DTYPES, AnyConfig, Array, Dtype, Entry, Weights, declare, from_bf16
 from terseformer.tensorfile import TensorFileError
 
 FORMAT = "terseformer-packed-2"
@@ -32,7 +32,7 @@ class PackError(CheckpointError):
 class Packed:
     """A packed model; its arrays are views of a memory map."""
 
-    config: ModelConfig
+    config: AnyConfig
     dtype: Dtype
     arrays: dict[str, Array]
 
@@ -50,7 +50,7 @@ def pack(checkpoint: Path | str, dtype: Dtype = "f32") -> Path:
     check_dtype(dtype)
     folder = find(checkpoint)
     source, path = folder / "model.safetensors", folder / f"packed-{dtype}.safetensors"
-    config = load_language_model_config(folder)
+    config = load_config(folder)
     if not source.is_file():
         raise PackError(f"{source} is missing; {instead(folder)}")
     stamp = f"{source.stat().st_size}:{source.stat().st_mtime_ns}"
@@ -72,7 +72,7 @@ def check_dtype(dtype: str) -> None:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
 
 
-def write_packed(path: Path, config: ModelConfig, dtype: Dtype, weights: Weights, stamp: str = "") -> None:
+def write_packed(path: Path, config: AnyConfig, dtype: Dtype, weights: Weights, stamp: str = "") -> None:
     """Packs a state dict, one tensor at a time.
 
     Args:
@@ -124,7 +124,7 @@ def load_packed(path: Path) -> Packed:
             raise PackError(f"{path} is no packed file of this version; delete it, and it is made anew")
         dtype: Any = file.metadata["dtype"]
         check_dtype(dtype)
-        config = from_dict(ModelConfig, json.loads(file.metadata["config"]))
+        config = model_from_dict(json.loads(file.metadata["config"]))
         declared = {entry.name: entry.declared for entry in declare(config, dtype)}
     except TensorFileError as error:
         raise PackError(f"{error}; delete it, and it is made anew") from None

@@ -1,0 +1,78 @@
+#include "encoder.h"
+
+#include <algorithm>
+
+#include "attention.h"
+#include "feedforward.h"
+
+namespace terse {
+
+Encoder::Encoder(const Options& options, const Tensors& tensors, Dtype dtype, Sizes& sizes, const Embedding& embedding)
+    : size_(options.size("hidden_size")),
+      embedding_(embedding),
+      positions_(tensors.floats("encoder_position.weight", {options.size("max_position_embeddings"), size_})),
+      two_streams_(options.text("kind") == "terraformer") {
+    Builder builder{tensors, options, dtype, sizes, shape_.memories};
+    shape_.layers = 1;
+    shape_.heads = options.size("num_attention_heads");
+    shape_.head_dim = size_ / shape_.heads;
+    for (int i = 0; i < options.size("num_encoder_layers"); ++i) {
+        if (two_streams_) {
+            const std::string attention = "encoder.layers." + std::to_string(2 * i);
+            stack_.add(std::make_unique<BidirectionalAttention>(builder, attention + ".norm", attention + ".attention"),
+                       true);
+            stack_.add(std::make_unique<FeedForwardLayer>(builder, "encoder.layers." + std::to_string(2 * i + 1)),
+                       options.flag("swap_twice"));
+        } else {
+            const std::string block = "encoder_blocks." + std::to_string(i);
+            stack_.add(
+                std::make_unique<BidirectionalAttention>(builder, block + ".attention_norm", block + ".attention"));
+            stack_.add(std::make_unique<FeedForwardLayer>(builder, block));
+        }
+    }
+    if (!two_streams_ || !options.flag("reversible_encoder")) {
+        norm_.emplace(builder, "encoder_norm", size_);
+        if (two_streams_) {
+            out_ = std::make_unique<Dense>(builder, "encoder_out", size_, size_, true);
+        }
+    }
+}
+
+Streams Encoder::apply(Worker& worker, Workspace& work, const std::vector<Batch>& blocks) const {
+    Streams streams{work.source.data(), (two_streams_ ? work.source_second : work.source).data()};
+    for (const Batch& block : blocks) {
+        Context context{worker, block, work};
+        embedding_.apply(context, positions_, streams.at(block, size_));
+    }
+    worker.barrier();
+    streams = stack_.apply(worker, work, blocks, streams, size_);
+    for (const Batch& block : blocks) {
+        Context context{worker, block, work};
+        finish(context, streams.at(block, size_));
+    }
+    return streams;
+}
+
+// What follows the layers, unless both streams are handed on as they are.
+void Encoder::finish(Context& context, Streams streams) const {
+    if (!norm_) {
+        return;
+    }
+    const float* x = streams.first;
+    if (out_) {
+        average(context, streams, context.work.x.data(), size_);
+        out_->apply(context, context.work.x.data(), context.rows(), context.work.q.data());
+        context.worker.barrier();
+        x = context.work.q.data();
+    }
+    const float* const normed = norm_->apply(context, x);
+    context.worker.barrier();
+    const Range rows = context.worker.share(context.rows());
+    for (float* const stream : {streams.first, streams.second}) {
+        std::copy(normed + index(rows.begin) * index(size_), normed + index(rows.end) * index(size_),
+                  stream + index(rows.begin) * index(size_));
+    }
+    context.worker.barrier();
+}
+
+}  // namespace terse

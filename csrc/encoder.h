@@ -1,0 +1,41 @@
+// Reads a whole source, each of whose tokens sees all others.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "embedding.h"
+#include "layers.h"
+#include "session.h"
+#include "stack.h"
+
+namespace terse {
+
+class Encoder {
+public:
+    // `embedding` must outlive the encoder.
+    Encoder(const Options& options, const Tensors& tensors, Dtype dtype, Sizes& sizes, const Embedding& embedding);
+
+    // Of the session that a source is read with; its one cache serves all layers in turn.
+    const SessionShape& session_shape() const { return shape_; }
+
+    // Passes the consecutive blocks of a source through all layers; gives where the encoded streams lie, for all workers
+    // to see. Memory grows with the source's length, not with its square.
+    Streams apply(Worker& worker, Workspace& work, const std::vector<Batch>& blocks) const;
+
+private:
+    void finish(Context& context, Streams streams) const;
+
+    int size_;
+    const Embedding& embedding_;
+    const float* positions_;  // [max_positions][hidden_size]
+    SessionShape shape_;
+    Stack stack_;
+    bool two_streams_;
+    std::unique_ptr<Layer> out_;  // of the mean of two streams
+    std::optional<Norm> norm_;
+};
+
+}  // namespace terse

@@ -74,9 +74,7 @@ class EncoderDecoder(nn.Module):
         check_length(chunk.end, self._limit, "the source")
         if int(num_source.min()) < 1:
             raise ValueError("a source has no token; leave it out")
-        x = self.embedding_dropout(self.embedding(source) * self.embedding_scale) + self.encoder_position(
-            chunk.positions
-        )
+        x = self._embed(source) + self.encoder_position(chunk.positions)
         return x, chunk, num_source
 
     def embed_target(self, target: Int[Tensor, "B T"], places: Int[Tensor, "B T"], end: int) -> Tensor:

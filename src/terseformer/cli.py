@@ -155,14 +155,12 @@ def _evaluate(args: Sequence[str]) -> None:
         from terseformer.evaluation import evaluate_folder
         from terseformer.folder import find, load_config
 
-        if not isinstance(load_config(find(checkpoint)), ModelConfig):
-            if files or backend != "torch" or dtype != "f32":
-                raise UserError(
-                    "an encoder-decoder is evaluated by PyTorch on its own validation text; leave flags out"
-                )
-            return _evaluate_summaries(checkpoint, sequences)
         if backend == "torch" and dtype != "f32":
             raise UserError("--dtype is the engine's; give --backend engine too")
+        if not isinstance(load_config(find(checkpoint)), ModelConfig):
+            if files:
+                raise UserError("an encoder-decoder is evaluated on its own validation text; leave --files out")
+            return _evaluate_summaries(checkpoint, sequences, dtype if backend == "engine" else None)
         result = evaluate_folder(checkpoint, files, sequences, dtype if backend == "engine" else None)
         print(f"loss            {result.loss:.4f} nats per token")
         print(f"perplexity      {result.perplexity:.2f}")
@@ -173,11 +171,11 @@ def _evaluate(args: Sequence[str]) -> None:
     _call("evaluate", evaluate, args)
 
 
-def _evaluate_summaries(checkpoint: Path, num_pairs: int) -> None:
+def _evaluate_summaries(checkpoint: Path, num_pairs: int, engine_dtype: Any) -> None:
     from terseformer.rouge import TYPES
     from terseformer.summarizing import Summarizer
 
-    result = Summarizer(checkpoint).evaluate(num_pairs)
+    result = Summarizer(checkpoint, engine_dtype).evaluate(num_pairs)
     print(f"loss            {result.evaluation.loss:.4f} nats per token of the targets")
     print(f"perplexity      {result.evaluation.perplexity:.2f}")
     if not result.rouge:
@@ -202,6 +200,9 @@ def _summarize(args: Sequence[str]) -> None:
         /,
         divide: bool = False,
         sampling: SamplingConfig = DEFAULT_SUMMARY,
+        backend: Literal["engine", "torch"] = "engine",
+        dtype: Literal["f32", "bf16", "int8"] = "f32",
+        threads: int = 0,
     ) -> None:
         """Prints a summary of each text.
 
@@ -210,6 +211,9 @@ def _summarize(args: Sequence[str]) -> None:
             files: texts; `-` is the standard input.
             divide: divide a text that is longer than the model can read, and summarise each part.
             sampling: how the summaries are drawn; by default the likeliest token each time.
+            backend: the native engine, or PyTorch.
+            dtype: of the engine's weights.
+            threads: of the engine; 0: the physical cores, or TERSE_THREADS.
         """
         from terseformer.summarizing import Summarizer, summarize_files
 

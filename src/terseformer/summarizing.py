@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -11,16 +12,17 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from terseformer import checkpoint, data
-from terseformer.config import ConfigError
+from terseformer.config import ConfigError, ModelConfig
+from terseformer.engine import Engine
 from terseformer.errors import UserError
 from terseformer.evaluation import Evaluation
 from terseformer.generation import generate
+from terseformer.layout import Dtype
+from terseformer.models import AnyModel
 from terseformer.objectives import Pairs, make_objective
 from terseformer.rouge import Interval, baselines, rouge
 from terseformer.sampling import GenerationError, SamplingConfig
-from terseformer.seq2seq import Seq2Seq
-from terseformer.terraformer import Terraformer
-from terseformer.text import source_ids
+from terseformer.text import Generation, source_ids
 
 MAX_FILE_BYTES = 2**26
 _TOGETHER = 16
@@ -52,28 +54,36 @@ class Summarizer:
 
     Args:
         folder: a checkpoint's or a run's folder.
+        engine_dtype: writes by the engine, its matrices in this type; None: by PyTorch.
+        threads: of the engine; default `default_threads`.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it has no tokenizer.
-        ConfigError: it holds a language model.
+        ConfigError: it holds a language model, or one that the engine does not know.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine_dtype: Dtype | None = None, threads: int | None = None) -> None:
         self.path = checkpoint.find(folder)
-        model = checkpoint.load(self.path)
-        if not isinstance(model, Seq2Seq | Terraformer):
-            raise ConfigError(f"{self.path} holds a model of kind {model.config.kind!r}, which reads no sources")
-        self.model = model
+        config = checkpoint.load_config(self.path)
+        if isinstance(config, ModelConfig):
+            raise ConfigError(f"{self.path} holds a model of kind {config.kind!r}, which reads no sources")
+        self.config = config
         self.tokenizer: Tokenizer = data.load_tokenizer(self.path)
+        self._engine = Engine.from_pretrained(self.path, engine_dtype, threads) if engine_dtype else None
+
+    @functools.cached_property
+    def model(self) -> AnyModel:
+        """The model as a module."""
+        return checkpoint.load(self.path)
 
     @property
     def limit(self) -> int:
         """Longest source, in tokens."""
-        return self.model.config.max_position_embeddings
+        return self.config.max_position_embeddings
 
     def num_tokens(self, text: str) -> int:
         """Tokens of a source."""
-        return len(source_ids(self.tokenizer, text, self.model.config.pad_token_id))
+        return len(source_ids(self.tokenizer, text, self.config.pad_token_id))
 
     def summarize(self, texts: Sequence[str], sampling: SamplingConfig = DEFAULT_SUMMARY) -> list[str]:
         """A summary of each text.
@@ -89,10 +99,15 @@ class Summarizer:
         written = [""] * len(texts)
         for start in range(0, len(order), _TOGETHER):
             together = order[start : start + _TOGETHER]
-            results = generate(self.model, self.tokenizer, [texts[i] for i in together], sampling)
+            results = self._generate([texts[i] for i in together], sampling)
             for i, result in zip(together, results, strict=True):
                 written[i] = result.text.strip()
         return written
+
+    def _generate(self, texts: list[str], sampling: SamplingConfig) -> list[Generation]:
+        if self._engine is not None:
+            return self._engine.generate(texts, sampling)
+        return generate(self.model, self.tokenizer, texts, sampling)
 
     def parts(self, text: str) -> Iterator[str]:
         """A text in parts that the model can read; they end where paragraphs, lines, sentences or words do."""

@@ -88,6 +88,18 @@ def patterns() -> st.SearchStrategy[c.AttentionPatternConfig]:
     )
 
 
+def growing(draw: st.DrawFn) -> dict[str, Any]:
+    """A Terraformer whose decoder grows to twice the width, somewhere."""
+    blocks = draw(st.integers(2, 6))
+    return {
+        "num_decoder_layers": st.just(blocks),
+        "forget_every": st.just(0),
+        "half_before_layer": st.just(0),
+        "double_after_layer": st.integers(1, blocks - 1),
+        "head": any_of(c.DenseHeadConfig, tied=st.just(False)),
+    }
+
+
 @st.composite
 def models(draw: st.DrawFn) -> ModelConfig | c.EncoderDecoderConfig:
     modules, heads, head_modules = draw(small), draw(small), draw(small)
@@ -113,7 +125,8 @@ def models(draw: st.DrawFn) -> ModelConfig | c.EncoderDecoderConfig:
     return draw(
         any_of(ModelConfig, **shared)
         | any_of(c.Seq2SeqConfig, **both, cross_attention=cross)
-        | any_of(c.TerraformerConfig, **both)
+        | any_of(c.TerraformerConfig, **both, half_before_layer=st.just(0), double_after_layer=st.just(0))
+        | any_of(c.TerraformerConfig, **both | growing(draw))
     )
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from terseformer.config import (
+    ConfigError,
     DenseFeedForwardConfig,
+    DenseHeadConfig,
     EncoderDecoderConfig,
     FavorPatternConfig,
     FavorSoftmaxPatternConfig,
@@ -46,6 +48,10 @@ SPARSE = {
     "head": MultiplicativeHeadConfig(head_modules=3),
     "sru": SRUConfig(num_layers=2, size=4),
 }
+WIDE = SPARSE | {  # can be halved
+    "hidden_size": 60,
+    "feed_forward": SparseFeedForwardConfig(intermediate_size=70, ff_block_size=5, controller_rank=7),
+}
 CONFIGS: dict[str, EncoderDecoderConfig] = {
     "seq2seq-dense": Seq2SeqConfig(**SIZES),
     "seq2seq-sinusoidal-rms": Seq2SeqConfig(**SIZES, position="sinusoidal", norm="rms_norm"),
@@ -58,6 +64,19 @@ CONFIGS: dict[str, EncoderDecoderConfig] = {
     "terraformer-sparse-one-swap": TerraformerConfig(**SIZES | SPARSE, swap_twice=False, norm="rms_norm"),
     "terraformer-sinusoidal": TerraformerConfig(**SIZES, position="sinusoidal", num_attention_layers=3),
 }
+OPTIONS = {
+    "forget": {"forget_every": 1, "num_encoder_layers": 4, "num_decoder_layers": 3},
+    "rms-but-last": {"norm": "rms_norm", "last_norm": "layer_norm"},
+    "layer-norms-but-last": {"last_norm": "rms_norm", "reversible_encoder": True},
+    "half": {"half_before_layer": 1, "num_decoder_layers": 3},
+    "half-all": {"half_before_layer": 2, "reversible_encoder": True},
+    "double": {"double_after_layer": 1, "num_decoder_layers": 3, "num_attention_layers": 1},
+    "half-and-double": {"half_before_layer": 1, "double_after_layer": 2, "num_decoder_layers": 3},
+    "chunked": {"ff_chunk_size": 3},
+}
+for name, options in OPTIONS.items():
+    CONFIGS[f"terraformer-{name}"] = TerraformerConfig(**SIZES | WIDE | options)
+CONFIGS["seq2seq-chunked"] = Seq2SeqConfig(**SIZES | SPARSE, ff_chunk_size=2)
 PATTERNS = {
     "local": (LocalPatternConfig(chunk_length=3), LocalPatternConfig(chunk_length=2, chunks_after=1)),
     # Windows over all tokens: the whole form, too, is exact.
@@ -219,3 +238,46 @@ def test_a_target_lies_behind_its_source() -> None:
     assert merged[0, :5].tolist() == [1, 2, -1, -2, -3]
     assert merged[1].tolist() == [5, 6, 7, 8, -4, -5, -6]
     assert_close(following(merged[..., None], torch.tensor([2, 4]), 3), target)
+
+
+def forgets(blocks: int, every: int, before: int = 0) -> list[int]:
+    """As the reference says it."""
+    if blocks <= every + 1:
+        return []
+    return [before + every, *forgets(blocks - every, every, before + every)]
+
+
+@pytest.mark.parametrize("blocks", range(1, 10))
+def test_where_a_stack_forgets(blocks: int) -> None:
+    for every in range(1, 6):
+        config = TerraformerConfig(**SIZES | {"num_decoder_layers": blocks}, forget_every=every, num_attention_layers=2)
+        assert list(config.forgets(blocks)) == forgets(blocks, every)
+        assert list(make_model(config).decoder.joints) == [str(3 * block) for block in forgets(blocks, every)]
+
+
+def test_widths() -> None:
+    config = TerraformerConfig(
+        **SIZES | WIDE | {"num_decoder_layers": 5}, half_before_layer=2, double_after_layer=3, num_attention_layers=1
+    )
+    model = make_model(config)
+    assert [block.hidden_size for block in config.decoder_blocks] == [30, 30, 60, 60, 120]
+    assert [block.feed_forward.intermediate_size for block in config.decoder_blocks] == [35, 35, 70, 70, 140]
+    assert list(model.decoder.joints) == ["4", "8"]
+    assert model.embedding.weight.shape == (21, 30)
+    assert model.norm.weight.shape == (120,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"half_before_layer": 1, "forget_every": 1}, "model.forget_every cannot be combined with"),
+        ({"half_before_layer": 3}, "model.half_before_layer = 3 must be at most model.num_decoder_layers = 2"),
+        ({"double_after_layer": 2}, "model.double_after_layer = 2 below it"),
+        ({"double_after_layer": 1, "head": DenseHeadConfig(tied=True)}, "model.head.tied = true needs one width"),
+        ({"half_before_layer": 1, "num_attention_heads": 4}, "halves the width, model.hidden_size = 30 is not a mult"),
+        ({"half_before_layer": 1, "feed_forward": DenseFeedForwardConfig(intermediate_size=7)}, "the divisor = 2"),
+    ],
+)
+def test_options_that_do_not_fit_together(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TerraformerConfig(**SIZES | WIDE | {"num_decoder_layers": 2} | change)

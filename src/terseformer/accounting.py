@@ -8,6 +8,7 @@ attention, with a key or a value; norms, biases, activations and the recurrence 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import astuple, dataclass, replace
 
 from terseformer import config as c
@@ -97,25 +98,41 @@ def account(config: c.ModelConfig | c.EncoderDecoderConfig, context: int = 0, nu
             training the sequence length, whose masked half is computed too. 0 leaves out what depends on it.
         num_source: tokens that cross-attention looks at.
     """
-    size = config.hidden_size
-    norm = norm_cost(config.norm, size)
+    first, last = (config.first, config.last) if isinstance(config, c.TerraformerConfig) else (config, config)
+    size = first.hidden_size
     position = table_cost(config.max_position_embeddings, size) if config.position == "learned" else Cost()
     parts = (
         Part("embedding", 1, table_cost(config.vocab_size, size)),
-        *(() if isinstance(config, c.ModelConfig) else _encoder_parts(config, position, norm)),
+        *(() if isinstance(first, c.ModelConfig) else _encoder_parts(first, position)),
         Part("position", 1, position),
-        *_decoder_parts(config, norm, context, num_source),
-        Part("final_norm", 1, norm),
-        Part("head", 1, head_cost(config.head, size, config.vocab_size)),
+        *_decoder_parts(config, context, num_source),
+        Part("final_norm", 1, norm_cost(last.last_norm_kind, last.hidden_size)),
+        Part("head", 1, head_cost(last.head, last.hidden_size, last.vocab_size)),
     )
     return Account(tuple(part for part in parts if part.count and any(astuple(part.each))), context)
 
 
-def _decoder_parts(
-    config: c.ModelConfig | c.EncoderDecoderConfig, norm: Cost, context: int, num_source: int
+def _decoder_parts(config: c.ModelConfig | c.EncoderDecoderConfig, context: int, num_source: int) -> tuple[Part, ...]:
+    if isinstance(config, c.TerraformerConfig):
+        parts = [part for block in config.decoder_blocks for part in _block_parts(block, 1, context, num_source)]
+        forget = dense_cost(config.hidden_size, config.hidden_size)
+        return (*_added(parts), Part("forget", len(config.forgets(config.num_decoder_layers)), forget))
+    blocks = config.num_hidden_layers if isinstance(config, c.ModelConfig) else config.num_decoder_layers
+    return _block_parts(config, blocks, context, num_source)
+
+
+def _added(parts: list[Part]) -> list[Part]:
+    """The parts with equal ones counted together; where blocks differ in width, so do their parts."""
+    counts: Counter[tuple[str, Cost]] = Counter()
+    for part in parts:
+        counts[part.name, part.each] += part.count
+    return [Part(name, count, each) for (name, each), count in counts.items()]
+
+
+def _block_parts(
+    config: c.ModelConfig | c.EncoderDecoderConfig, blocks: int, context: int, num_source: int
 ) -> tuple[Part, ...]:
     size = config.hidden_size
-    blocks = config.num_hidden_layers if isinstance(config, c.ModelConfig) else config.num_decoder_layers
     attentions = blocks * (config.num_attention_layers if isinstance(config, c.TerraformerConfig) else 1)
     cross = blocks if isinstance(config, c.Seq2SeqConfig) else 0
     cross_cost = cross_attention_cost(config.cross_attention, size) if isinstance(config, c.Seq2SeqConfig) else Cost()
@@ -127,20 +144,23 @@ def _decoder_parts(
         Part("cross_attention_scores", cross, scores_cost(size, num_source)),
         Part("feed_forward", blocks, feed_forward_cost(config.feed_forward, size)),
         Part("recurrent", blocks, recurrent_cost(config.sru, size)),
-        Part("norms", attentions + cross + feed_forwards, norm),
+        Part("norms", attentions + cross + feed_forwards, norm_cost(config.norm, size)),
     )
 
 
-def _encoder_parts(config: c.EncoderDecoderConfig, position: Cost, norm: Cost) -> tuple[Part, ...]:
+def _encoder_parts(config: c.EncoderDecoderConfig, position: Cost) -> tuple[Part, ...]:
     size, blocks = config.hidden_size, config.num_encoder_layers
     has_end = not (isinstance(config, c.TerraformerConfig) and config.reversible_encoder)
-    end = norm + (dense_cost(size, size) if isinstance(config, c.TerraformerConfig) else Cost())
+    end, num_forgets = norm_cost(config.last_norm_kind, size), 0
+    if isinstance(config, c.TerraformerConfig):
+        end, num_forgets = end + dense_cost(size, size), len(config.forgets(blocks))
     parts = (
         Part("encoder_position", 1, position),
         Part("encoder_attention", blocks, attention_cost(config.encoder_attention, size)),
         Part("encoder_feed_forward", blocks, feed_forward_cost(config.feed_forward, size)),
         Part("encoder_recurrent", blocks, recurrent_cost(config.sru, size)),
-        Part("encoder_norms", blocks * (3 if config.sru.num_layers else 2), norm),
+        Part("encoder_norms", blocks * (3 if config.sru.num_layers else 2), norm_cost(config.norm, size)),
+        Part("encoder_forget", num_forgets, dense_cost(size, size)),
         Part("encoder_end", int(has_end), end),
     )
     return tuple(Part(part.name, part.count, Cost(parameters=part.each.parameters)) for part in parts)

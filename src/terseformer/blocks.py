@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from terseformer.config import AttentionPatternConfig, AttentionProjectionConfig, EncoderDecoderConfig, ModelConfig
 from terseformer.layers.attention import Attention, CrossAttention
+from terseformer.layers.chunked import in_chunks
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.feedforward import feed_forward
 from terseformer.layers.pattern import attention_pattern
@@ -21,8 +22,17 @@ AnyConfig = ModelConfig | EncoderDecoderConfig
 
 
 def norm(config: AnyConfig) -> nn.Module:
-    """The normalisation that a configuration names."""
-    if config.norm == "rms_norm":
+    """The normalisation before each sublayer."""
+    return _norm(config, config.norm)
+
+
+def last_norm(config: AnyConfig) -> nn.Module:
+    """The normalisation of what leaves the encoder and the decoder."""
+    return _norm(config, config.last_norm_kind)
+
+
+def _norm(config: AnyConfig, kind: str) -> nn.Module:
+    if kind == "rms_norm":
         return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
@@ -57,6 +67,7 @@ class FeedForwardLayer(nn.Module):
         super().__init__()
         self.feed_forward_norm = norm(config)
         self.feed_forward = feed_forward(config.feed_forward, config.hidden_size)
+        self.ff_chunk_size = config.ff_chunk_size
         self.feed_forward_dropout = SequenceDropout(config.dropout)
         if config.sru.num_layers:
             self.recurrent_norm = norm(config)
@@ -68,7 +79,9 @@ class FeedForwardLayer(nn.Module):
         self, x: Float[Tensor, "B T D"], chunk: Chunk, state: LayerState | None = None
     ) -> Float[Tensor, "B T D"]:
         """What the layer adds to the residual stream."""
-        y = self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)))
+        y = self.feed_forward_norm(x)
+        y = in_chunks(self.feed_forward, y, self.ff_chunk_size) if self.ff_chunk_size else self.feed_forward(y)
+        y = self.feed_forward_dropout(y)
         if self.recurrent is None:
             return y
         return y + self.recurrent(self.recurrent_norm(x), chunk, state.carries if state is not None else None)

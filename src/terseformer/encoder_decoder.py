@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from terseformer.blocks import norm, positions
+from terseformer.blocks import last_norm, positions
 from terseformer.config import DenseHeadConfig, EncoderDecoderConfig
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.head import language_model_head
@@ -20,9 +20,13 @@ class EncoderDecoder(nn.Module):
 
     `model(source, target)` gives, at each position of the target, the logits of its next token. A target begins with
     the padding token.
+
+    Args:
+        config: the model.
+        last: the same at the width of the last norm and the head, if that is another.
     """
 
-    def __init__(self, config: EncoderDecoderConfig) -> None:
+    def __init__(self, config: EncoderDecoderConfig, last: EncoderDecoderConfig | None = None) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         tied = isinstance(config.head, DenseHeadConfig) and config.head.tied
@@ -30,8 +34,9 @@ class EncoderDecoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
         self.embedding_dropout = SequenceDropout(config.dropout)
         self.encoder_position, self.position = positions(config), positions(config)
-        self.norm = norm(config)
-        self.head = language_model_head(config.head, config.hidden_size, self.embedding)
+        last = last or config
+        self.norm = last_norm(last)
+        self.head = language_model_head(last.head, last.hidden_size, self.embedding)
         self._limit, self._pad_token_id = config.max_position_embeddings, config.pad_token_id
 
     def forward(

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from terseformer.blocks import FeedForwardLayer, new_cache, norm, self_attention
+from terseformer.blocks import FeedForwardLayer, last_norm, new_cache, norm, self_attention
 from terseformer.config import AttentionPatternConfig, AttentionProjectionConfig, TerraformerConfig
 from terseformer.encoder_decoder import EncoderDecoder
 from terseformer.layers.initializers import dense
-from terseformer.layers.reversible import Pair, ReversibleStack
+from terseformer.layers.reversible import Forget, Join, Joined, Pair, ReversibleStack, mean
 from terseformer.state import Chunk, DecodeState, LayerState, first_chunk
 
 
@@ -52,32 +52,42 @@ class Terraformer(EncoderDecoder):
     """
 
     def __init__(self, config: TerraformerConfig) -> None:
-        super().__init__(config)
+        first, last = config.first, config.last
+        super().__init__(first, last)
         self.config = config
         self.encoder = self._encoder()
         if not config.reversible_encoder:
-            self.encoder_out = dense(config.hidden_size, config.hidden_size)
-            self.encoder_norm = norm(config)
+            self.encoder_out = dense(first.hidden_size, first.hidden_size)
+            self.encoder_norm = last_norm(first)
         self.decoder = self._decoder()
 
     def _encoder(self) -> ReversibleStack:
-        c = self.config
+        c, blocks = self.config.first, self.config.num_encoder_layers
         layers: list[nn.Module] = []
-        for _ in range(c.num_encoder_layers):
+        for _ in range(blocks):
             layers += [
                 AttentionLayer(c, c.encoder_attention, c.encoder_attention_pattern, causal=False),
                 FeedForwardLayer(c),
             ]
-        return ReversibleStack(layers, [True, c.swap_twice] * c.num_encoder_layers)
+        return ReversibleStack(layers, [True, c.swap_twice] * blocks, self._forgets(blocks, 2))
 
     def _decoder(self) -> ReversibleStack:
-        c = self.config
         layers: list[nn.Module] = []
-        for _ in range(c.num_decoder_layers):
+        joints = self._forgets(self.config.num_decoder_layers, self.config.num_attention_layers + 1)
+        width = self.config.first.hidden_size
+        for c in self.config.decoder_blocks:
+            if c.hidden_size != width:
+                joints[len(layers)], width = Join(), c.hidden_size
             for _ in range(c.num_attention_layers):
                 layers.append(AttentionLayer(c, c.attention, c.attention_pattern, causal=True))
             layers.append(FeedForwardLayer(c))
-        return ReversibleStack(layers, [True] * len(layers))
+        if self.config.last.hidden_size != width:
+            joints[len(layers)] = Join()
+        return ReversibleStack(layers, [True] * len(layers), joints)
+
+    def _forgets(self, blocks: int, layers: int) -> dict[int, nn.Module]:
+        """The forgetting layers of a stack of blocks, by the number of layers before them."""
+        return {layers * block: Forget(self.config.hidden_size) for block in self.config.forgets(blocks)}
 
     def encode(
         self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None
@@ -92,8 +102,8 @@ class Terraformer(EncoderDecoder):
 
     def hidden(
         self, encoded: Pair, num_source: Int[Tensor, " B"], target: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T D"]:
-        """The normalised hidden vectors of a whole target."""
+    ) -> Float[Tensor, "B T E"]:
+        """The normalised hidden vectors of a whole target, at the width of the head."""
         chunk = first_chunk(target)
         x = self.embed_target(target, chunk.positions, chunk.end)
         first, second = (join(stream, x, num_source) for stream in encoded)
@@ -136,15 +146,10 @@ class Terraformer(EncoderDecoder):
         state.check_room(chunk)
         return self.head(self.norm(mean(self._decode((x, x), state, chunk))))
 
-    def _decode(self, streams: Pair, state: DecodeState, chunk: Chunk) -> Pair:
+    def _decode(self, streams: Pair, state: DecodeState, chunk: Chunk) -> Joined:
         streams = self.decoder(streams, chunk, each=[(layer,) for layer in state.layers])
         state.advance(chunk)
         return streams
-
-
-def mean(streams: Pair) -> Float[Tensor, "B T D"]:
-    """The mean of two streams."""
-    return (streams[0] + streams[1]) / 2
 
 
 def join(source: Float[Tensor, "B N D"], target: Float[Tensor, "B T D"], num_source: Int[Tensor, " B"]) -> Tensor:

@@ -13,7 +13,7 @@ from terseformer.config import LSHPatternConfig, SparseFeedForwardConfig, Terraf
 from terseformer.layers.feedforward import feed_forward
 from terseformer.layers.lsh import LSHAttention
 from terseformer.layers.replay import Tape, remember
-from terseformer.layers.reversible import ReversibleStack
+from terseformer.layers.reversible import Forget, Join, ReversibleStack
 from terseformer.terraformer import Terraformer
 
 SIZE = 12
@@ -54,6 +54,25 @@ def test_gradients_are_those_of_autograd(swaps: Callable[[int], bool]) -> None:
     model = stack(6, swaps)
     for ours, plain in zip(gradients(model, False), gradients(model, True), strict=True):
         assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("places", [[2, 5], [0], [6], [1, 2, 6]], ids=str)
+def test_gradients_through_joints_are_those_of_autograd(places: list[int]) -> None:
+    torch.manual_seed(0)
+    joints = {place: Forget(SIZE) for place in places}
+    model = ReversibleStack([Noisy() for _ in range(6)], [True, True, False] * 2, joints).double().train()
+    for ours, plain in zip(gradients(model, False), gradients(model, True), strict=True):
+        assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    x = torch.randn(1, 2, SIZE, dtype=torch.float64)
+    for forget in joints.values():
+        one, other = forget((x, 3 * x))
+        assert_close(one, forget.dense(2 * x))
+        assert_close(one, other)
+
+
+def test_streams_are_joined_side_by_side() -> None:
+    one, other = Join()((torch.zeros(1, 2, 3), torch.ones(1, 2, 3)))
+    assert one[0, 1].tolist() == other[0, 1].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_gradients_in_float32() -> None:

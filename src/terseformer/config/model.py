@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from terseformer.config.checks import require, require_multiple, require_ranges
+from terseformer.config.checks import ConfigError, require, require_multiple, require_ranges
 from terseformer.config.parts import (
     AttentionProjectionConfig,
     CrossProjectionConfig,
@@ -44,6 +44,9 @@ class _TransformerConfig:
     """Which earlier tokens a token sees, and how."""
     feed_forward: FeedForwardConfig = field(default_factory=DenseFeedForwardConfig)
     """The feed-forward layer."""
+    ff_chunk_size: int = 0
+    """Tokens of each row whose feed-forward layer is computed at a time, and again in the backward pass, so that long
+    inputs need less memory; 0 is all at once. Its output is the same."""
     sru: SRUConfig = field(default_factory=SRUConfig)
     """The recurrent branch beside the feed-forward layer."""
     head: HeadConfig = field(default_factory=DenseHeadConfig)
@@ -56,6 +59,7 @@ class _TransformerConfig:
             count=("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"),
             positive=("norm_eps",),
             share_below_one=("dropout", "attention_dropout"),
+            zero_or_more=("ff_chunk_size",),
         )
         require_multiple("model.hidden_size", self.hidden_size, "model.num_attention_heads", self.num_attention_heads)
         for name in ("attention", "encoder_attention", "cross_attention"):
@@ -74,6 +78,11 @@ class _TransformerConfig:
     def head_dim(self) -> int:
         """Width of one attention head, K."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def last_norm_kind(self) -> str:
+        """Normalisation of what leaves the encoder and the decoder."""
+        return self.norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +152,90 @@ class TerraformerConfig(_EncoderDecoderConfig):
     """Hand on both streams of the encoder, instead of a dense layer and a norm of their mean."""
     swap_twice: bool = True
     """Exchange the two streams after each of an encoder block's layers, instead of after the attention only."""
+    last_norm: Literal["like_others", "layer_norm", "rms_norm"] = "like_others"
+    """Normalisation of what leaves the encoder and the decoder; the others are `norm`."""
+    forget_every: int = 0
+    """Blocks after which a dense layer of the streams' mean replaces both, unless only one more follows; 0 is never.
+    Less precision is lost in computing inputs back from outputs, and the dense layers' inputs are kept."""
+    half_before_layer: int = 0
+    """Decoder blocks of half the width, of `hidden_size` and of the feed-forward layer, as has the encoder; behind
+    them the streams are joined side by side. 0 is none."""
+    double_after_layer: int = 0
+    """The last decoder block, counted from 0, before the streams are joined side by side, so that those after it and
+    the head have twice the width. 0 is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_ranges("model", self, count=("num_attention_layers",))
+        require_ranges(
+            "model",
+            self,
+            count=("num_attention_layers",),
+            zero_or_more=("forget_every", "half_before_layer", "double_after_layer"),
+        )
+        if not (self.half_before_layer or self.double_after_layer):
+            return
+        require(
+            self.forget_every == 0,
+            "model.forget_every cannot be combined with model.half_before_layer or model.double_after_layer; "
+            "make it or them 0",
+        )
+        require(
+            self.half_before_layer <= self.num_decoder_layers and self.double_after_layer < self.num_decoder_layers,
+            f"model.half_before_layer = {self.half_before_layer} must be at most model.num_decoder_layers = "
+            f"{self.num_decoder_layers}, and model.double_after_layer = {self.double_after_layer} below it",
+        )
+        require(
+            not (isinstance(self.head, DenseHeadConfig) and self.head.tied),
+            "model.head.tied = true needs one width for embedding and head; make model.half_before_layer and "
+            "model.double_after_layer 0, or it false",
+        )
+        try:
+            _ = self.first, self.last
+        except ConfigError as error:
+            raise ConfigError(f"where model.half_before_layer halves the width, {error}") from None
+
+    @property
+    def last_norm_kind(self) -> str:
+        """Normalisation of what leaves the encoder and the decoder."""
+        return self.norm if self.last_norm == "like_others" else self.last_norm
+
+    @property
+    def decoder_blocks(self) -> tuple[TerraformerConfig, ...]:
+        """The configuration of each decoder block at its own width."""
+        return tuple(self._at_width_of(index) for index in range(self.num_decoder_layers))
+
+    @property
+    def first(self) -> TerraformerConfig:
+        """The configuration at the width of the embedding, the encoder and the decoder's first block."""
+        return self._at_width_of(0)
+
+    @property
+    def last(self) -> TerraformerConfig:
+        """The configuration at the width of the last norm and the head."""
+        return self._at_width_of(self.num_decoder_layers)
+
+    def forgets(self, num_blocks: int) -> range:
+        """Numbers of blocks behind which a stack forgets: each `forget_every`, if more than one block follows."""
+        return range(self.forget_every, num_blocks - 1, self.forget_every) if self.forget_every else range(0)
+
+    def _at_width_of(self, block: int) -> TerraformerConfig:
+        """Of a decoder block, or where `block` is their number of what follows them."""
+        if not (self.half_before_layer or self.double_after_layer):
+            return self
+        units, divisor, factor = self.feed_forward.intermediate_size, 1, 1
+        if block < self.half_before_layer:
+            divisor = 2
+        elif self.double_after_layer and block > self.double_after_layer:
+            factor = 2
+        require_multiple("model.hidden_size", self.hidden_size, "the divisor", divisor)
+        require_multiple("model.feed_forward.intermediate_size", units, "the divisor", divisor)
+        return replace(
+            self,
+            hidden_size=self.hidden_size * factor // divisor,
+            feed_forward=replace(self.feed_forward, intermediate_size=units * factor // divisor),
+            half_before_layer=0,
+            double_after_layer=0,
+        )
 
 
 EncoderDecoderConfig = Seq2SeqConfig | TerraformerConfig

@@ -14,9 +14,10 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
+Function = Callable[[Tensor], Tensor]
 
 
 class Tape:
@@ -24,13 +25,15 @@ class Tape:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._outer: Tape | None = None
         self._start: tuple[Tensor, ...] = ()
         self._draws: list[tuple[Any, tuple[Tensor, ...]]] = []
         self._next: int | None = None  # None while recording
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keeps what is drawn inside."""
+        """Keeps what is drawn inside, or given by a tape around this one."""
+        self._outer = _CURRENT.get()
         self._start = self._generators()
         self._draws = []
         with self._current():
@@ -52,7 +55,7 @@ class Tape:
     def remember(self, draw: Callable[[], T]) -> T:
         """What `draw` gives, or gave at this place of the recorded call."""
         if self._next is None:
-            value = draw()
+            value = draw() if self._outer is None else self._outer.remember(draw)
             self._draws.append((value, self._generators()))
             return value
         value, after = self._draws[self._next]
@@ -85,3 +88,28 @@ def remember(draw: Callable[[], T]) -> T:
     """What `draw` gives; where a call is computed again, what it gave the first time."""
     tape = _CURRENT.get()
     return draw() if tape is None else tape.remember(draw)
+
+
+class Replayed:
+    """A function that is computed twice, the second time for its gradient, alike in chance and in precision."""
+
+    def __init__(self, function: Function, parameters: list[nn.Parameter]) -> None:
+        self._function, self._parameters = function, parameters
+
+    def first(self, x: Tensor) -> Tensor:
+        """The function's value."""
+        self._tape, kind = Tape(x.device), x.device.type
+        enabled = torch.is_autocast_enabled(kind)
+        self._autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind), "enabled": enabled}
+        with self._tape.recording():
+            return self._function(x)
+
+    def again(self, x: Tensor, grad: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """The value once more, and the gradients of x and of each parameter, given the value's."""
+        with torch.enable_grad(), self._tape.replaying(), torch.autocast(**self._autocast):
+            x = x.detach().requires_grad_()
+            y = self._function(x)
+        learning = [p for p in self._parameters if p.requires_grad]
+        of_x, *gradients = torch.autograd.grad(y, [x, *learning], grad.to(y.dtype), allow_unused=True)
+        by_parameter = dict(zip(map(id, learning), gradients, strict=True))
+        return y.detach(), [of_x, *(by_parameter.get(id(p)) for p in self._parameters)]

@@ -9,17 +9,20 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from terseformer.layers.replay import Tape
+from terseformer.layers.initializers import dense
+from terseformer.layers.replay import Function, Replayed
 
 Pair = tuple[Float[Tensor, "B P D"], Float[Tensor, "B P D"]]
+Joined = tuple[Float[Tensor, "B P E"], Float[Tensor, "B P E"]]
+"""Two streams, perhaps of another width."""
 
 
 @dataclass
@@ -33,24 +36,9 @@ class _Trail:
 class _Call:
     """One layer's call."""
 
-    function: Callable[[Tensor], Tensor]
-    parameters: list[nn.Parameter]
+    layer: Replayed
     swap: bool
     trail: _Trail
-    tape: Tape = field(init=False)
-    autocast: dict[str, Any] = field(init=False)
-
-    def first(self, x: Tensor) -> Tensor:
-        self.tape = Tape(x.device)
-        kind = x.device.type
-        enabled = torch.is_autocast_enabled(kind)
-        self.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind), "enabled": enabled}
-        with self.tape.recording():
-            return self.function(x)
-
-    def again(self, x: Tensor) -> Tensor:
-        with self.tape.replaying(), torch.autocast(**self.autocast):
-            return self.function(x)
 
 
 class _HalfResidual(torch.autograd.Function):
@@ -59,7 +47,7 @@ class _HalfResidual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, x1: Tensor, x2: Tensor, *parameters: Tensor) -> Tensor:
         ctx.call = call
-        return x1 + call.first(x2)
+        return x1 + call.layer.first(x2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,14 +55,9 @@ class _HalfResidual(torch.autograd.Function):
         if call.trail.pair is None:
             raise RuntimeError("a reversible stack has been taken back already: run the forward pass again")
         x2, y = call.trail.pair if call.swap else reversed(call.trail.pair)
-        with torch.enable_grad():
-            x2 = x2.detach().requires_grad_()
-            added = call.again(x2)
-        learning = [p for p in call.parameters if p.requires_grad]
-        gradients = torch.autograd.grad(added, [x2, *learning], grad.to(added.dtype), allow_unused=True)
-        by_parameter = dict(zip(map(id, learning), gradients[1:], strict=True))
-        call.trail.pair = y - added.detach(), x2.detach()
-        return None, grad, gradients[0], *(by_parameter.get(id(p)) for p in call.parameters)
+        added, gradients = call.layer.again(x2, grad)
+        call.trail.pair = y - added, x2.detach()
+        return None, grad, *gradients
 
 
 class _Begin(torch.autograd.Function):
@@ -97,17 +80,22 @@ class ReversibleStack(nn.Module):
     Args:
         layers: modules that take x2 [B, T, D] first, and what else `forward` is given for them.
         swaps: for each layer, whether the streams change places after it.
+        joints: modules from two streams to two others, each behind as many layers as its key says. What they are given
+            is kept, and the layers up to the next one are taken back from there.
     """
 
-    def __init__(self, layers: list[nn.Module], swaps: list[bool]) -> None:
+    def __init__(
+        self, layers: list[nn.Module], swaps: list[bool], joints: Mapping[int, nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.swaps = swaps
+        self.joints = nn.ModuleDict({str(place): joint for place, joint in sorted((joints or {}).items())})
         self.keeps_activations = False
         """Let autograd keep all activations, for comparison."""
 
     @torch.compiler.disable
-    def forward(self, pair: Pair, *arguments: Any, each: list[tuple[Any, ...]] | None = None) -> Pair:
+    def forward(self, pair: Pair, *arguments: Any, each: list[tuple[Any, ...]] | None = None) -> Joined:
         """Passes the streams through all layers.
 
         Args:
@@ -115,19 +103,66 @@ class ReversibleStack(nn.Module):
             arguments: handed to every layer.
             each: further arguments of each layer, such as its state.
         """
-        x1, x2 = pair
         further = each or [()] * len(self.layers)
-        if self.keeps_activations or not (torch.is_grad_enabled() and self.training):
-            for layer, swap, more in zip(self.layers, self.swaps, further, strict=True):
-                y = x1 + layer(x2, *arguments, *more)
-                x1, x2 = (x2, y) if swap else (y, x2)
-            return x1, x2
+        is_plain = self.keeps_activations or not (torch.is_grad_enabled() and self.training)
+        start = 0
+        for end in sorted({*map(int, self.joints), len(self.layers)}):
+            functions = [_given(self.layers[index], *arguments, *further[index]) for index in range(start, end)]
+            pair = (self._plain if is_plain else self._reversible)(pair, functions, start)
+            if str(end) in self.joints:
+                pair = self.joints[str(end)](pair)
+            start = end
+        return pair
+
+    def _plain(self, pair: Pair, functions: list[Function], start: int) -> Pair:
+        x1, x2 = pair
+        for function, swap in zip(functions, self.swaps[start:], strict=False):
+            y = x1 + function(x2)
+            x1, x2 = (x2, y) if swap else (y, x2)
+        return x1, x2
+
+    def _reversible(self, pair: Pair, functions: list[Function], start: int) -> Pair:
         trail = _Trail()
-        x1, x2 = _Begin.apply(trail, x1, x2)
-        for layer, swap, more in zip(self.layers, self.swaps, further, strict=True):
-            parameters = list(layer.parameters())
-            call = _Call(lambda x, f=layer, m=more: f(x, *arguments, *m), parameters, swap, trail)
-            y = _HalfResidual.apply(call, x1, x2, *parameters)
+        x1, x2 = _Begin.apply(trail, *pair)
+        for index, function in enumerate(functions, start):
+            parameters, swap = list(self.layers[index].parameters()), self.swaps[index]
+            y = _HalfResidual.apply(_Call(Replayed(function, parameters), swap, trail), x1, x2, *parameters)
             x1, x2 = (x2, y) if swap else (y, x2)
         trail.pair = x1.detach(), x2.detach()
         return x1, x2
+
+
+def _given(layer: nn.Module, *arguments: Any) -> Function:
+    """A layer as a function of its first argument."""
+    return lambda x: layer(x, *arguments)
+
+
+class Forget(nn.Module):
+    """A dense layer of the streams' mean, as both streams.
+
+    Source: `_ReversibleSerialForget` of the reference.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.dense = dense(size, size)
+
+    def forward(self, pair: Pair) -> Pair:
+        x = self.dense(mean(pair))
+        return x, x
+
+
+class Join(nn.Module):
+    """The streams side by side, as both streams, which are then twice as wide.
+
+    Source: `ReversibleConcatenatePair` of the reference.
+    """
+
+    def forward(self, pair: Pair) -> Joined:
+        x = torch.cat(pair, dim=-1)
+        return x, x
+
+
+def mean(streams: Pair) -> Float[Tensor, "B P D"]:
+    """The mean of two streams."""
+    return (streams[0] + streams[1]) / 2

@@ -63,6 +63,7 @@ def feed_forwards(draw: st.DrawFn) -> c.FeedForwardConfig:
     )
 
 
+@functools.cache
 def attentions(modules: int) -> st.SearchStrategy[c.AttentionProjectionConfig]:
     s = st.just(modules)
     return (
@@ -76,6 +77,7 @@ def attentions(modules: int) -> st.SearchStrategy[c.AttentionProjectionConfig]:
     )
 
 
+@functools.cache
 def patterns() -> st.SearchStrategy[c.AttentionPatternConfig]:
     even = small.map(lambda n: 2 * n - 2)
     return (
@@ -107,11 +109,12 @@ def models(draw: st.DrawFn) -> ModelConfig | c.EncoderDecoderConfig:
         "vocab_size": st.just(head_modules * draw(small)),
         "hidden_size": st.just(2 * heads * modules),
         "num_attention_heads": st.just(heads),
-        "max_position_embeddings": st.integers(2, 10**6),
+        "max_position_embeddings": st.integers(3, 10**6),
         "dropout": below_one,
         "attention_dropout": below_one,
         "attention": attentions(modules),
         "attention_pattern": patterns(),
+        "position": st.sampled_from(["learned", "sinusoidal", "sin_cos", "rotary"]),
         "feed_forward": feed_forwards(),
         "sru": any_of(c.SRUConfig),
         "head": any_of(c.DenseHeadConfig)
@@ -133,7 +136,7 @@ def models(draw: st.DrawFn) -> ModelConfig | c.EncoderDecoderConfig:
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     model, parts, fields = draw(models()), draw(small), draw(st.booleans())
-    lengths = st.integers(2, model.max_position_embeddings)
+    lengths = st.integers(2, model.max_position_embeddings - 1)  # room for the end of a text
     objectives = (
         any_of(c.NextTokenConfig)
         if isinstance(model, ModelConfig)
@@ -211,6 +214,15 @@ def test_defaults_round_trip_and_fill_what_a_file_leaves_out() -> None:
     text = "[model]\nhidden_size = 96\n[model.feed_forward]\nkind = 'sparse'\nff_block_size = 32\n"
     expected = ModelConfig(hidden_size=96, feed_forward=c.SparseFeedForwardConfig(ff_block_size=32))
     assert configfile.from_toml(Recipe, text).model == expected
+
+
+def test_lists_of_numbers_round_trip() -> None:
+    model = ModelConfig(position="axial", axial_shape=(32, 16), axial_sizes=(100, 156))
+    for read in (configfile.from_toml, configfile.from_json):
+        write = configfile.to_toml if read is configfile.from_toml else configfile.to_json
+        assert read(Recipe, write(Recipe(model=model))).model == model
+    message = "model.axial_shape: needs a list of whole numbers, not [4, 1.5]"
+    assert error({"model": {"axial_shape": [4, 1.5]}}) == message
 
 
 def test_none_is_left_out_and_comes_back() -> None:
@@ -421,6 +433,24 @@ def test_a_part_without_kind_asks_for_one() -> None:
         (
             {"model": {"hidden_size": 12, "position": "rotary"}},
             "model.position = 'rotary' needs an even head width, not 3; change model.num_attention_heads",
+        ),
+        (
+            {"model": {"hidden_size": 12, "position": "fixed_base"}},
+            "model.position = 'fixed_base' has 8 digits, but model.hidden_size = 12 is not a multiple of 8; "
+            "change one of them",
+        ),
+        (
+            {"model": {"axial_shape": [3, 4]}},
+            "model.axial_shape and model.axial_sizes are of model.position = 'axial', not 'learned'; leave them out",
+        ),
+        (
+            {"model": {"position": "axial", "axial_shape": [32, 16], "axial_sizes": [56, 100]}},
+            "model.axial_sizes = [56, 100] must be as many as model.axial_shape = [32, 16], all above 0, and sum up to "
+            "model.hidden_size = 256",
+        ),
+        (
+            {"model": {"position": "axial", "axial_shape": [3, 4], "axial_sizes": [156, 100]}},
+            "model.axial_shape = [3, 4] holds 12 positions; it must hold model.max_position_embeddings = 512",
         ),
         (
             {"model": {"attention": {"kind": "sparse", "qkv_modules": 7}}},

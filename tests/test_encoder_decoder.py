@@ -64,6 +64,15 @@ CONFIGS: dict[str, EncoderDecoderConfig] = {
     "terraformer-sparse-one-swap": TerraformerConfig(**SIZES | SPARSE, swap_twice=False, norm="rms_norm"),
     "terraformer-sinusoidal": TerraformerConfig(**SIZES, position="sinusoidal", num_attention_layers=3),
 }
+POSITIONS = {
+    "sin_cos": {"position": "sin_cos"},
+    "fixed_base": {"position": "fixed_base", "hidden_size": 24},
+    "axial": {"position": "axial", "axial_shape": (3, 4), "axial_sizes": (10, 20)},
+    "rotary": {"position": "rotary"},
+}
+for name, options in POSITIONS.items():
+    CONFIGS[f"seq2seq-{name}"] = Seq2SeqConfig(**SIZES | options)
+    CONFIGS[f"terraformer-{name}"] = TerraformerConfig(**SIZES | options, num_attention_layers=1)
 OPTIONS = {
     "forget": {"forget_every": 1, "num_encoder_layers": 4, "num_decoder_layers": 3},
     "rms-but-last": {"norm": "rms_norm", "last_norm": "layer_norm"},

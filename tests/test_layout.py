@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantised import as_numpy
-from terseformer.config import ConfigError, ModelConfig
+from terseformer.config import ConfigError, LSHPatternConfig, ModelConfig, TerraformerConfig
 from terseformer.layout import DTYPES, PANEL, Dtype, declare, from_bf16, quantise, to_bf16
 from variants import ENCODER_DECODERS, PYTORCH_ONLY, VARIANTS, make_model
 
@@ -53,6 +53,25 @@ def test_every_weight_has_its_place(name: str, dtype: Dtype) -> None:
 def test_what_the_engine_does_not_decode_is_refused(config: ModelConfig) -> None:
     with pytest.raises(ConfigError, match=r"model\.\S+ = '.*' is not decoded by the engine; .* --backend torch"):
         declare(config, "f32")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": "rotary"},
+        {"encoder_attention_pattern": LSHPatternConfig()},
+        {"forget_every": 1},
+        {"half_before_layer": 1},
+        {"double_after_layer": 1},
+        {"last_norm": "rms_norm"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_the_engine_does_not_decode_of_a_terraformer_is_refused(change: dict[str, object]) -> None:
+    ((name, _),) = change.items()
+    with pytest.raises(ConfigError, match=rf"model\.{name}\S* = .* is not decoded by the engine"):
+        declare(TerraformerConfig(**change), "f32")
+    declare(TerraformerConfig(ff_chunk_size=64), "f32")
 
 
 def test_a_panel_holds_16_outputs_side_by_side() -> None:

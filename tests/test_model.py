@@ -224,9 +224,9 @@ def test_too_long_a_sequence_is_an_error_and_the_state_stays_whole(config: Model
     assert_same_state(state, before)
 
 
-@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary", "sin_cos", "fixed_base", "axial"])
 def test_padding_may_reach_beyond_the_end(position: str) -> None:
-    config = VARIANTS[f"position-{position}"]
+    config = EVERY[f"position-{position}"]
     model, tokens = make_model(config), random_tokens(config, 2)
     state = model.new_state(2)
     model(tokens, state, torch.tensor([MAX_POSITION - 1, 3]))

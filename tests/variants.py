@@ -142,6 +142,9 @@ _PATTERN = {
     "favor_softmax": FavorSoftmaxPatternConfig(num_features=12),
 }
 PYTORCH_ONLY: dict[str, ModelConfig] = {
+    "position-sin_cos": _model(position="sin_cos"),
+    "position-fixed_base": _model(position="fixed_base", hidden_size=24),
+    "position-axial": _model(position="axial", axial_shape=(4, 3), axial_sizes=(19, 11)),
     **{f"pattern-{name}": _model(attention_pattern=config) for name, config in _PATTERN.items()},
     "pattern-lsh_sparse_rotary": _model(
         attention_pattern=_PATTERN["lsh"], attention=SparseProjectionConfig(qkv_modules=5), position="rotary"

@@ -100,7 +100,7 @@ def account(config: c.ModelConfig | c.EncoderDecoderConfig, context: int = 0, nu
     """
     first, last = (config.first, config.last) if isinstance(config, c.TerraformerConfig) else (config, config)
     size = first.hidden_size
-    position = table_cost(config.max_position_embeddings, size) if config.position == "learned" else Cost()
+    position = position_cost(first)
     parts = (
         Part("embedding", 1, table_cost(config.vocab_size, size)),
         *(() if isinstance(first, c.ModelConfig) else _encoder_parts(first, position)),
@@ -179,6 +179,20 @@ def _weights(parameters: int, macs: int, read: int | None = None, training_macs:
 def table_cost(rows: int, size: int) -> Cost:
     """A table of vectors, of which a token reads one."""
     return _weights(rows * size, 0, read=size)
+
+
+def position_cost(config: c.ModelConfig | c.EncoderDecoderConfig) -> Cost:
+    """The vectors that are added to the embedding's."""
+    match config.position:
+        case "learned":
+            return table_cost(config.max_position_embeddings, config.hidden_size)
+        case "fixed_base":  # a vector of the digits in each of four bases, and one of the start
+            return _weights(5 * config.hidden_size, 4 * config.hidden_size)
+        case "axial":
+            sides = zip(config.axial_shape, config.axial_sizes, strict=True)
+            return sum((table_cost(side, size) for side, size in sides), Cost())
+        case _:
+            return Cost()
 
 
 def norm_cost(kind: str, size: int) -> Cost:

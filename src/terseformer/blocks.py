@@ -13,7 +13,7 @@ from terseformer.layers.chunked import in_chunks
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.feedforward import feed_forward
 from terseformer.layers.pattern import attention_pattern
-from terseformer.layers.position import LearnedPositions, SinusoidalPositions
+from terseformer.layers.position import AxialPositions, FixedBasePositions, LearnedPositions, SinusoidalPositions
 from terseformer.layers.qkv import attention_projection
 from terseformer.layers.recurrence import RecurrentBranch
 from terseformer.state import Chunk, FeatureSums, KeyValueCache, LayerState, RecurrentCarry, Source
@@ -37,18 +37,26 @@ def _norm(config: AnyConfig, kind: str) -> nn.Module:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
 
-def positions(config: AnyConfig) -> LearnedPositions | SinusoidalPositions:
-    """The vectors of positions that a configuration names."""
-    if config.position == "learned":
-        return LearnedPositions(config.max_position_embeddings, config.hidden_size, config.dropout)
-    return SinusoidalPositions(config.hidden_size, config.dropout)
+def positions(config: AnyConfig) -> nn.Module | None:
+    """The vectors that are added to the embedding's, as a configuration names them; None if attention rotates."""
+    size = config.hidden_size
+    match config.position:
+        case "learned":
+            return LearnedPositions(config.max_position_embeddings, size, config.dropout)
+        case "sinusoidal" | "sin_cos":
+            return SinusoidalPositions(size, config.dropout, halves=config.position == "sin_cos")
+        case "fixed_base":
+            return FixedBasePositions(size)
+        case "axial":
+            return AxialPositions(config.axial_shape, config.axial_sizes, config.dropout)
+        case "rotary":
+            return None
 
 
 def self_attention(
     config: AnyConfig,
     projection: AttentionProjectionConfig,
     pattern: AttentionPatternConfig,
-    rope_theta: float | None = None,
     causal: bool = True,
 ) -> Attention:
     """Attention of tokens to those before them, or to all of their sequence."""
@@ -56,7 +64,7 @@ def self_attention(
         attention_projection(projection, config.hidden_size),
         config.num_attention_heads,
         attention_pattern(pattern, config.head_dim, causal, config.attention_dropout),
-        rope_theta,
+        config.rope_theta if config.position == "rotary" else None,
     )
 
 

@@ -84,12 +84,20 @@ def _string_tuple(value: Any, _: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _number_tuple(value: Any, _: Any) -> tuple[int, ...]:
+    whole = isinstance(value, (list, tuple)) and all(isinstance(item, int) and item is not True for item in value)
+    if not whole:
+        raise _Misfit(f"needs a list of whole numbers, not {value!r}")
+    return tuple(value)
+
+
 _converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
 _converter.register_structure_hook(int, _strict(int, (int,)))
 _converter.register_structure_hook(float, _strict(float, (int, float)))
 _converter.register_structure_hook(bool, _strict(bool, (bool,)))
 _converter.register_structure_hook(str, _strict(str, (str,)))
 _converter.register_structure_hook_func(lambda t: t == tuple[str, ...], _string_tuple)
+_converter.register_structure_hook_func(lambda t: t == tuple[int, ...], _number_tuple)
 _converter.register_structure_hook_func(lambda t: typing.get_origin(t) is Literal, _literal)
 _converter.register_structure_hook_factory(_is_kind_union, _kind_union)
 

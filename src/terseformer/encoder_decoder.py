@@ -79,13 +79,16 @@ class EncoderDecoder(nn.Module):
         check_length(chunk.end, self._limit, "the source")
         if int(num_source.min()) < 1:
             raise ValueError("a source has no token; leave it out")
-        x = self._embed(source) + self.encoder_position(chunk.positions)
+        x = self._embed(source)
+        if self.encoder_position is not None:
+            x = x + self.encoder_position(chunk.positions)
         return x, chunk, num_source
 
     def embed_target(self, target: Int[Tensor, "B T"], places: Int[Tensor, "B T"], end: int) -> Tensor:
         """The vectors of target tokens at these places, the last real one before `end`; [B, T, D]."""
         check_length(end, self._limit, "the target")
-        return self._embed(target) + self.position(places)
+        x = self._embed(target)
+        return x if self.position is None else x + self.position(places)
 
     def _embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return self.embedding_dropout(self.embedding(tokens) * self.embedding_scale)

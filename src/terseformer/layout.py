@@ -49,15 +49,25 @@ def declare(config: AnyConfig, dtype: Dtype) -> list[Entry]:
     Raises:
         ConfigError: the engine does not decode such a model.
     """
-    patterns = {"attention_pattern": config.attention_pattern}
-    if not isinstance(config, c.ModelConfig):
-        patterns["encoder_attention_pattern"] = config.encoder_attention_pattern
-    for name, pattern in patterns.items():
-        c.require(
-            isinstance(pattern, c.SoftmaxPatternConfig),
-            f"model.{name}.kind = {pattern.kind!r} is not decoded by the engine; decode with --backend torch",
-        )
+    for name, value in _undecoded(config):
+        raise c.ConfigError(f"model.{name} = {value!r} is not decoded by the engine; decode with --backend torch")
     return list(_model(config, _Pack(dtype)))
+
+
+def _undecoded(config: AnyConfig) -> Iterator[tuple[str, object]]:
+    """The keys, and their values, of what the engine does not know."""
+    is_decoder = isinstance(config, c.ModelConfig)
+    for name in ("attention_pattern",) if is_decoder else ("attention_pattern", "encoder_attention_pattern"):
+        if (kind := getattr(config, name).kind) != "softmax":
+            yield f"{name}.kind", kind
+    if config.position not in (("learned", "sinusoidal", "rotary") if is_decoder else ("learned", "sinusoidal")):
+        yield "position", config.position
+    if isinstance(config, c.TerraformerConfig):
+        for name in ("forget_every", "half_before_layer", "double_after_layer"):
+            if value := getattr(config, name):
+                yield name, value
+        if config.last_norm_kind != config.norm:
+            yield "last_norm", config.last_norm
 
 
 def quantise(rows: Array) -> tuple[Array, Array]:

@@ -31,10 +31,9 @@ class CausalLM(nn.Module):
         self.embedding_scale = config.hidden_size**0.5 if tied else 1.0
         nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
         self.embedding_dropout = SequenceDropout(config.dropout)
-        self.position = positions(config) if config.position != "rotary" else None
-        rope_theta = config.rope_theta if config.position == "rotary" else None
+        self.position = positions(config)
         self.blocks = nn.ModuleList(
-            Block(config, self_attention(config, config.attention, config.attention_pattern, rope_theta))
+            Block(config, self_attention(config, config.attention, config.attention_pattern))
             for _ in range(config.num_hidden_layers)
         )
         self.norm = norm(config)

@@ -204,6 +204,8 @@ def _nearest(name: str, names: Mapping[str, Any]) -> str:
 def _value(flag: str, kind: Any, words: list[str]) -> Any:
     if kind == tuple[str, ...]:
         return words
+    if kind == tuple[int, ...]:
+        return [_value(flag, int, [word]) for word in words]
     if kind is bool and not words:
         return True
     if len(words) != 1:

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from terseformer.layers.position import LearnedPositions, SinusoidalPositions, rotate, sinusoids
+from terseformer.layers.position import (
+    AxialPositions,
+    FixedBasePositions,
+    LearnedPositions,
+    SinusoidalPositions,
+    rotate,
+    sinusoids,
+)
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 10])
@@ -28,6 +35,59 @@ def test_learned_positions_start_from_the_sinusoids_and_learn() -> None:
     assert_close(layer(positions), SinusoidalPositions(5)(positions), atol=0, rtol=0)
     layer(positions).sum().backward()
     assert layer.weight.grad.abs().sum(1).tolist() == [5.0, 0.0, 10.0, 5.0, 0.0, 0.0, 0.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("width", [1, 7, 10])
+def test_sines_before_cosines(width: int) -> None:
+    positions = torch.tensor([[3, 0, 40]])
+    features = sorted(range(width), key=lambda feature: feature % 2)
+    assert_close(SinusoidalPositions(width, halves=True)(positions), sinusoids(positions, width)[..., features])
+
+
+def fixed_base(layer: FixedBasePositions, position: int, is_start: bool) -> torch.Tensor:
+    """Digit by digit."""
+    blocks = []
+    for index in range(8):
+        block = torch.zeros(layer.digits.shape[-1])
+        for base, weights in zip((11, 13, 14, 15), layer.digits, strict=True):
+            block = block + position // base**index % base * weights[index]
+        blocks.append(block)
+    return torch.cat(blocks) + layer.start * is_start
+
+
+def test_fixed_base_positions() -> None:
+    layer = FixedBasePositions(16).eval()
+    assert layer.digits.abs().max() <= 1e-4
+    positions = torch.tensor([[0, 1, 10, 11, 12], [168, 2744, 99_999, 11**8 - 1, 0]])
+    y = layer(positions)
+    for row, places in zip(y, positions.tolist(), strict=True):
+        for vector, place in zip(row, places, strict=True):
+            assert_close(vector, fixed_base(layer, place, place == 0))
+
+
+def test_fixed_base_positions_start_elsewhere_in_training() -> None:
+    layer, positions = FixedBasePositions(8).train(), torch.arange(3).expand(4000, 3)
+    with torch.no_grad():
+        layer.digits.zero_()
+        layer.digits[0, 0] = 1.0  # the last digit in base 11, as the first feature
+        layer.start.fill_(100.0)
+    y = layer(positions)[..., 0]
+    first = y[:, 0] - 100
+    assert 0.45 < (first == 0).float().mean() < 0.65  # half of the rows, and one in 11 of the others
+    whole = (first >= 0) & (first <= 10) & ((y[:, 1] == (first + 1) % 11) | (y[:, 1:] == 0).all(1))
+    assert whole.all()
+    assert 0.002 < (y[:, 1:] == 0).all(1).float().mean() < 0.03
+    assert len(first.unique()) == 11
+
+
+def test_axial_positions() -> None:
+    layer = AxialPositions((3, 2, 4), (5, 1, 2))
+    a, b, c = layer.tables
+    positions = torch.tensor([[0, 5, 23, 99], [8, 1, 4, 13]])
+    for row, places in zip(layer(positions), positions.tolist(), strict=True):
+        for vector, place in zip(row, places, strict=True):
+            place = min(place, 23)  # beyond the box
+            assert_close(vector, torch.cat([a[place // 8], b[place // 4 % 2], c[place % 4]]))
 
 
 @pytest.mark.parametrize("theta", [10000.0, 100.0])

@@ -6,7 +6,6 @@ only the keys that it uses, so that no key can be without effect.
 """
 
 from terseformer.config.checks import ConfigError as ConfigError
-from terseformer.config.checks import require as require
 from terseformer.config.data import DataConfig as DataConfig
 from terseformer.config.model import EncoderDecoderConfig as EncoderDecoderConfig
 from terseformer.config.model import ModelConfig as ModelConfig

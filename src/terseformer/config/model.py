@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -30,6 +31,16 @@ class _TransformerConfig:
     """Heads H; they divide hidden_size."""
     max_position_embeddings: int = 512
     """Longest sequence, in tokens."""
+    position: Literal["learned", "sinusoidal", "sin_cos", "fixed_base", "axial", "rotary"] = "learned"
+    """How a token knows its place, in an encoder-decoder with weights of their own for source and target: `learned`
+    starts from the sinusoids, as the reference does; `sin_cos` has all sines before all cosines; `fixed_base` has
+    digits, and in training starts anywhere; `axial` has coordinates; `rotary` turns queries and keys."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    axial_shape: tuple[int, ...] = ()
+    """Sides of the box whose coordinates are `axial` positions; it holds max_position_embeddings at least."""
+    axial_sizes: tuple[int, ...] = ()
+    """Features of each coordinate; their sum is hidden_size."""
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     """Normalisation before each sublayer and before the head."""
     norm_eps: float = 1e-6
@@ -57,7 +68,7 @@ class _TransformerConfig:
             "model",
             self,
             count=("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"),
-            positive=("norm_eps",),
+            positive=("norm_eps", "rope_theta"),
             share_below_one=("dropout", "attention_dropout"),
             zero_or_more=("ff_chunk_size",),
         )
@@ -65,6 +76,7 @@ class _TransformerConfig:
         for name in ("attention", "encoder_attention", "cross_attention"):
             modules = getattr(getattr(self, name, None), "qkv_modules", 1)
             require_multiple("model.hidden_size", self.hidden_size, f"model.{name}.qkv_modules", modules)
+        self._check_positions()
         pattern = self.attention_pattern
         require(
             not (isinstance(pattern, LocalPatternConfig) and pattern.chunks_after),
@@ -73,6 +85,38 @@ class _TransformerConfig:
         )
         if isinstance(self.head, MultiplicativeHeadConfig):
             require_multiple("model.vocab_size", self.vocab_size, "model.head.head_modules", self.head.head_modules)
+
+    def _check_positions(self) -> None:
+        shape, sizes = self.axial_shape, self.axial_sizes
+        if self.position == "rotary":
+            require(
+                self.head_dim % 2 == 0,
+                f"model.position = 'rotary' needs an even head width, not {self.head_dim}; "
+                "change model.num_attention_heads",
+            )
+        if self.position == "fixed_base":
+            require(
+                self.hidden_size % 8 == 0,
+                f"model.position = 'fixed_base' has 8 digits, but model.hidden_size = {self.hidden_size} is not a "
+                "multiple of 8; change one of them",
+            )
+        if self.position != "axial":
+            require(
+                not (shape or sizes),
+                f"model.axial_shape and model.axial_sizes are of model.position = 'axial', not {self.position!r}; "
+                "leave them out",
+            )
+            return
+        require(
+            len(shape) == len(sizes) > 0 and min(*shape, *sizes) > 0 and sum(sizes) == self.hidden_size,
+            f"model.axial_sizes = {list(sizes)} must be as many as model.axial_shape = {list(shape)}, all above 0, and "
+            f"sum up to model.hidden_size = {self.hidden_size}",
+        )
+        require(
+            math.prod(shape) >= self.max_position_embeddings,
+            f"model.axial_shape = {list(shape)} holds {math.prod(shape)} positions; it must hold "
+            f"model.max_position_embeddings = {self.max_position_embeddings}",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -92,20 +136,10 @@ class ModelConfig(_TransformerConfig):
     kind: Literal["causal_lm"] = "causal_lm"
     num_hidden_layers: int = 6
     """Blocks of attention and feed-forward."""
-    position: Literal["learned", "sinusoidal", "rotary"] = "learned"
-    """How a token knows its place; `learned` starts from the sinusoids, as the reference does."""
-    rope_theta: float = 10000.0
-    """Base of the rotary frequencies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_ranges("model", self, count=("num_hidden_layers",), positive=("rope_theta",))
-        if self.position == "rotary":
-            require(
-                self.head_dim % 2 == 0,
-                f"model.position = 'rotary' needs an even head width, not {self.head_dim}; "
-                "change model.num_attention_heads",
-            )
+        require_ranges("model", self, count=("num_hidden_layers",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +148,6 @@ class _EncoderDecoderConfig(_TransformerConfig):
     """Blocks of the encoder."""
     num_decoder_layers: int = 6
     """Blocks of the decoder."""
-    position: Literal["learned", "sinusoidal"] = "learned"
-    """How a token knows its place; encoder and decoder have tables of their own, which start from the sinusoids."""
     encoder_attention: AttentionProjectionConfig = field(default_factory=DenseProjectionConfig)
     """How q, k, v and the output of the encoder's attention are made."""
     encoder_attention_pattern: AttentionPatternConfig = field(default_factory=SoftmaxPatternConfig)

@@ -37,15 +37,91 @@ class LearnedPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """The sinusoids themselves, without parameters; dropout on them."""
+    """The sinusoids themselves, without parameters; dropout on them.
 
-    def __init__(self, width: int, dropout: float = 0.0) -> None:
+    With `halves`, all sines come before all cosines, as in the reference's `SinCosPositionalEncoding`.
+    """
+
+    def __init__(self, width: int, dropout: float = 0.0, halves: bool = False) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.halves = width, halves
         self.dropout = SequenceDropout(dropout)
 
     def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        return self.dropout(sinusoids(positions, self.width))
+        x = sinusoids(positions, self.width)
+        return self.dropout(torch.cat([x[..., ::2], x[..., 1::2]], dim=-1) if self.halves else x)
+
+
+class FixedBasePositions(nn.Module):
+    """The digits of a position in some bases, each times a learned vector of its own.
+
+    With d_{b,i} the i-th digit from the right in base b, feature block i is sum_b d_{b,i} w_{b,i}; the first position
+    has a learned vector added. In training half of the rows start somewhere else than at 0, anywhere that 8 digits of
+    the smallest base can tell, and one row in 100 has no digits.
+
+    Source: `FixedBasePositionalEncoding` of the reference.
+
+    Raises:
+        ValueError: the width is not a multiple of the number of digits.
+    """
+
+    BASES = (11, 13, 14, 15)
+    NUM_DIGITS = 8
+    _START_ELSEWHERE = 0.5
+    _NO_DIGITS = 0.01
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width % self.NUM_DIGITS:
+            raise ValueError(f"width is {width}: it must be a multiple of {self.NUM_DIGITS}")
+        shape = (len(self.BASES), self.NUM_DIGITS, width // self.NUM_DIGITS)
+        self.digits = nn.Parameter(torch.empty(shape).uniform_(-1e-4, 1e-4))
+        self.start = nn.Parameter(torch.empty(width).uniform_(-1e-4, 1e-4))
+
+    def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        moved, kept = positions, None
+        if self.training:
+            rows = (len(positions), 1)
+            room = min(self.BASES) ** self.NUM_DIGITS - positions.shape[1]
+            start = torch.randint(room, rows, device=positions.device)
+            moved = positions + start * (torch.rand(rows, device=positions.device) < self._START_ELSEWHERE)
+            kept = torch.rand((*rows, 1), device=positions.device) >= self._NO_DIGITS
+        bases = torch.tensor(self.BASES, device=positions.device)[:, None]
+        powers = bases ** torch.arange(self.NUM_DIGITS, device=positions.device)  # [bases, digits]
+        digits = (moved[..., None, None] // powers % bases).to(self.digits.dtype)  # [B, T, bases, digits]
+        x = torch.einsum("btni,niw->btiw", digits, self.digits).flatten(-2)
+        if kept is not None:
+            x = x * kept
+        return x + (positions == 0)[..., None] * self.start
+
+
+class AxialPositions(nn.Module):
+    """Positions as coordinates in a box, the last one running fastest: a learned vector for each, side by side.
+
+    Dropout leaves out features for all tokens of a sequence. Positions beyond the box, which only padding may have,
+    get its last coordinates.
+
+    Source: `AxialPositionalEncoding` of the reference, for sequences of any length.
+
+    Args:
+        shape: lengths of the box's sides.
+        sizes: features of each coordinate's vector, which sum up to D.
+        dropout: its rate.
+    """
+
+    def __init__(self, shape: tuple[int, ...], sizes: tuple[int, ...], dropout: float = 0.0) -> None:
+        super().__init__()
+        sides = zip(shape, sizes, strict=True)
+        self.tables = nn.ParameterList(nn.Parameter(torch.randn(side, size)) for side, size in sides)
+        self.dropout = SequenceDropout(dropout)
+
+    def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        left = positions.clamp(max=math.prod(len(table) for table in self.tables) - 1)
+        vectors = []
+        for table in reversed(self.tables):
+            vectors.append(nn.functional.embedding(left % len(table), table))
+            left = left // len(table)
+        return self.dropout(torch.cat(vectors[::-1], dim=-1))
 
 
 def rotate(x: Float[Tensor, "B H T K"], positions: Int[Tensor, "B T"], theta: float) -> Float[Tensor, "B H T K"]:

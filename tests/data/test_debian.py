@@ -380,7 +380,7 @@ def without(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @needs_dpkg
 @needs_groff
-@pytest.mark.parametrize("program", ["apt-get", "groff"])
+@pytest.mark.parametrize("program", ["apt-get", "dpkg-deb", "groff"])
 def test_missing_program(
     program: str, archive: Archive, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +389,33 @@ def test_missing_program(
     with pytest.raises(DataError, match=f"source needs the program {program}, which is not installed; use a Debian"):
         debian_file("debian:man/tool", cache)
     assert made(cache) == []
+
+
+@needs_dpkg
+@needs_groff
+@pytest.mark.parametrize("left", [0, 100])
+def test_damaged_package(left: int, archive: Archive, cache: Path) -> None:
+    path = archive.add("tool", {"man/man1/cat.1.gz": man("cat", "says miaow", words(60))})
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(DataError, match=r"dpkg-deb failed: .*tool_1.0_all.deb.*; see whether it works by itself"):
+        debian_file("debian:man/tool", cache)
+    assert made(cache) == []
+
+
+@needs_dpkg
+@needs_groff
+def test_page_that_is_not_what_its_name_says_is_left_out(archive: Archive, cache: Path) -> None:
+    whole = man("cat", "says miaow", words(60))
+    pages = {"a.1.gz": b"plain", "b.1.gz": whole[:-20], "c.1.gz": b"", "d.1.gz": whole}
+    archive.add("tool", {f"man/man1/{name}": content for name, content in pages.items()})
+    assert [row["page"] for row in rows("debian:man/tool", cache)] == ["d.1"]
+
+
+def test_cache_may_be_relative(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apt takes relative places for its own."""
+    archive.describe("cat", "a synopsis", words(40))
+    monkeypatch.chdir(tmp_path)
+    assert len(rows("debian:descriptions", Path("cache"))) == 1
 
 
 # As data.

@@ -12,6 +12,7 @@ import re
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -49,7 +50,7 @@ def debian_file(source: str, cache: Path) -> Path:
         raise ConfigError(f"data.sources: {source!r} must be spelled debian:descriptions or debian:man/PACKAGES")
     path = cache / "debian" / f"{re.sub(r'[^a-z0-9.+-]', lambda m: f'%{ord(m[0]):02x}', source)}.jsonl"
     if not path.is_file():
-        folder = path.parent
+        folder = path.parent.resolve()  # apt takes a relative path for one of its own
         folder.mkdir(parents=True, exist_ok=True)
         rows = _pages(match["packages"], folder) if match["packages"] else _descriptions(folder)
         with atomic_write(path) as file:
@@ -106,21 +107,41 @@ def _pages(packages: str, folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _roff(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """The English manual pages in a package, none of which is written to disk."""
-    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
-        tarfile.open(fileobj=process.stdout, mode="r|") as tar,
-    ):
-        for member in tar:
-            path = PurePosixPath(member.name)
-            if member.isfile() and path.match("usr/share/man/man*/*.gz") and member.size <= MAX_PAGE_BYTES:
-                file = tar.extractfile(member)
-                assert file is not None
-                with gzip.open(file) as roff:
-                    content = roff.read(MAX_PAGE_BYTES + 1)
-                if len(content) <= MAX_PAGE_BYTES and not content.startswith(b".so "):
-                    yield path.stem, content
+    """The English manual pages in a package, none of which is written to disk; damaged ones are left out."""
+    try:
+        process = subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    except FileNotFoundError:
+        raise _missing("dpkg-deb") from None
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+                for member in tar:
+                    path = PurePosixPath(member.name)
+                    if member.isfile() and path.match("usr/share/man/man*/*.gz") and member.size <= MAX_PAGE_BYTES:
+                        content = _unzipped(tar, member)
+                        if len(content) <= MAX_PAGE_BYTES and not content.startswith(b".so "):
+                            yield path.stem, content
+            process.stdout.read()  # dpkg-deb may still be writing
+            is_whole = process.wait() == 0
+        except tarfile.TarError:
+            is_whole = False
+        if not is_whole:
+            raise _failed("dpkg-deb", process.stderr.read())
+
+
+def _unzipped(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """What a file holds, or a little more of it than a page may have; nothing if it is damaged."""
+    file = tar.extractfile(member)
+    assert file is not None
+    try:
+        with gzip.open(file) as content:
+            return content.read(MAX_PAGE_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 def _rendered(roff: bytes) -> str:
@@ -203,11 +224,19 @@ def _run(program: str, *arguments: str, cwd: str | None = None, data: bytes = b"
     try:
         done = subprocess.run(command, cwd=cwd, input=data, capture_output=True, check=False)
     except FileNotFoundError:
-        raise DataError(
-            f"a debian: source needs the program {program}, which is not installed; use a Debian system that has it, "
-            "or other data.sources"
-        ) from None
+        raise _missing(program) from None
     if done.returncode and not may_complain:
-        reason = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[0]
-        raise DataError(f"{program} failed: {reason}; see whether it works by itself")
+        raise _failed(program, done.stderr)
     return done.stdout.decode("utf-8", "replace")
+
+
+def _missing(program: str) -> DataError:
+    return DataError(
+        f"a debian: source needs the program {program}, which is not installed; use a Debian system that has it, "
+        "or other data.sources"
+    )
+
+
+def _failed(program: str, complaints: bytes) -> DataError:
+    reason = (complaints.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[0]
+    return DataError(f"{program} failed: {reason}; see whether it works by itself")

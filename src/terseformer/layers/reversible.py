@@ -102,6 +102,9 @@ class ReversibleStack(nn.Module):
             pair: the two streams.
             arguments: handed to every layer.
             each: further arguments of each layer, such as its state.
+
+        Raises:
+            RuntimeError: in training, a layer is sharded by itself.
         """
         further = each or [()] * len(self.layers)
         is_plain = self.keeps_activations or not (torch.is_grad_enabled() and self.training)
@@ -126,6 +129,10 @@ class ReversibleStack(nn.Module):
         x1, x2 = _Begin.apply(trail, *pair)
         for index, function in enumerate(functions, start):
             parameters, swap = list(self.layers[index].parameters()), self.swaps[index]
+            if any(hasattr(parameter, "placements") for parameter in parameters):  # they are gathered within the call
+                raise RuntimeError(
+                    "the layers of a reversible stack cannot be sharded one by one; call fully_shard on the whole model"
+                )
             y = _HalfResidual.apply(_Call(Replayed(function, parameters), swap, trail), x1, x2, *parameters)
             x1, x2 = (x2, y) if swap else (y, x2)
         trail.pair = x1.detach(), x2.detach()

@@ -109,7 +109,8 @@ class SpanCorruption:
             batch_size=batch_size,
             sequence_length=self.length,
         )
-        seeds = [[seed, step, rank, row] for row in range(len(windows))]
+        first = rank * len(windows)  # of the step's rows
+        seeds = [[seed % 2**64, step, first + row] for row in range(len(windows))]
         size = len(windows) // num_parts
         starts = range(0, len(windows), size)
         return [self.corrupted(windows[i : i + size, :-1], seeds[i : i + size]) for i in starts]

@@ -38,8 +38,7 @@ Model::Model(const Options& options, const Tensors& tensors)
     shape_.head_dim = hidden_size_ / shape_.heads;
     shape_.vocab_size = options.size("vocab_size");
     const bool tied = options.text("head.kind") == "dense" && options.flag("head.tied");
-    const bool scaled = tied && kind == "causal_lm";
-    embedding_.emplace(options, tensors, dtype, scaled ? std::sqrt(static_cast<float>(hidden_size_)) : 1.0f);
+    embedding_.emplace(options, tensors, dtype, tied ? std::sqrt(static_cast<float>(hidden_size_)) : 1.0f);
     if (options.text("position") == "rotary") {
         rotary_ = std::make_unique<Rotary>(max_positions_, shape_.head_dim, options.number("rope_theta"));
     } else {

@@ -392,5 +392,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
-        else:
+        elif not isinstance(value, list):  # no list describes what the engine knows
             yield f"{prefix}{name}", value

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from terseformer.config import ModelConfig
 from terseformer.engine import Engine
-from terseformer.sampling import SamplingConfig
+from terseformer.sampling import GenerationError, SamplingConfig
 
 
 def chat(engine: Engine, sampling: SamplingConfig) -> None:
@@ -17,7 +18,14 @@ def chat(engine: Engine, sampling: SamplingConfig) -> None:
     Args:
         engine: one with a tokenizer.
         sampling: holds for each turn.
+
+    Raises:
+        GenerationError: it is an encoder-decoder's.
     """
+    if not isinstance(engine.config, ModelConfig):
+        raise GenerationError(
+            f"a model of kind {engine.config.kind!r} makes a text of a source and takes no turns; use terse generate"
+        )
     sampling = replace(sampling, stop=(*sampling.stop, "\n"))
     session = engine.new_session()
     while True:

@@ -130,7 +130,9 @@ def _train(args: Sequence[str]) -> None:
         print(f"terse: {stop}", file=sys.stderr)
         sys.exit(130)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
-        print(f"trained: {last}\n\n  terse evaluate {run}\n  terse generate {run} {recipe.train.sample_prompt!r}")
+        is_decoder = recipe.model.kind == "causal_lm"
+        write = f"generate {run} {recipe.train.sample_prompt!r}" if is_decoder else f"summarize {run} text.txt"
+        print(f"trained: {last}\n\n  terse evaluate {run}\n  terse {write}")
 
 
 def _evaluate(args: Sequence[str]) -> None:
@@ -240,18 +242,18 @@ def _generate(args: Sequence[str]) -> None:
         dtype: Literal["f32", "bf16", "int8"] = "f32",
         threads: int = 0,
     ) -> None:
-        """Continues a prompt and prints the text as it comes.
+        """Continues a prompt, or makes a text of an encoder-decoder's source, and prints it as it comes.
 
         Args:
             checkpoint: a checkpoint's or a run's folder.
-            prompt: the beginning; without one, the model begins a document.
+            prompt: the beginning, without which the model begins a document; or the source.
             sampling: how the text is drawn.
             backend: the native engine, or PyTorch.
             dtype: of the engine's weights.
             threads: of the engine; 0: the physical cores, or TERSE_THREADS.
         """
         if backend == "torch":
-            from terseformer.checkpoint import load_language_model
+            from terseformer.checkpoint import load
             from terseformer.data import load_tokenizer
             from terseformer.folder import find
             from terseformer.generation import stream
@@ -259,12 +261,13 @@ def _generate(args: Sequence[str]) -> None:
             if dtype != "f32" or threads:
                 raise UserError("--dtype and --threads are the engine's; leave them out with --backend torch")
             folder = find(checkpoint)
-            pieces = stream(load_language_model(folder), load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
+            model = load(folder)
+            config, pieces = model.config, stream(model, load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
         else:
             engine = _engine(checkpoint, dtype, threads)
-            pieces = engine.stream(prompt, sampling)
+            config, pieces = engine.config, engine.stream(prompt, sampling)
             _introduce(engine)
-        print(prompt, end="", flush=True)
+        print(prompt if config.kind == "causal_lm" else "", end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()

@@ -18,7 +18,6 @@ from torch.testing import assert_close
 import terseformer
 from terseformer import cli
 from terseformer.engine import Engine
-from terseformer.folder import CheckpointError
 from terseformer.interop import trax
 from terseformer.interop.trax_weights import TraxError
 from terseformer.pack import load_packed, pack
@@ -47,19 +46,17 @@ def test_recorded_logits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert_close(model(*inputs), recorded["logits"], rtol=1e-4, atol=1e-4)
 
 
-def test_the_engine_takes_a_converted_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert("lm_sparse", tmp_path / "model", monkeypatch)
-    tokens = [0, 5, 9, 2]
+@pytest.mark.parametrize("name", MODELS)
+def test_the_engine_takes_every_converted_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(name, tmp_path / "model", monkeypatch)
+    tokens, source = [0, 5, 9, 2], [7, 3, 8]
+    model, engine = terseformer.load(tmp_path / "model"), Engine(load_packed(pack(tmp_path / "model", "f32")))
+    is_decoder = isinstance(model, terseformer.CausalLM)
+    inputs = (tokens,) if is_decoder else (source, tokens)
     with torch.no_grad():
-        expected = terseformer.load(tmp_path / "model")(torch.tensor([tokens]))[0]
-    logits = Engine(load_packed(pack(tmp_path / "model", "f32"))).logits(tokens)
+        expected = model(*(torch.tensor([ids]) for ids in inputs))[0]
+    logits = engine.logits(tokens, engine.new_session(source=None if is_decoder else source))
     assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_engine_says_what_it_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert("terraformer_small", tmp_path / "model", monkeypatch)
-    with pytest.raises(CheckpointError, match="holds a model of kind 'terraformer'; here a 'causal_lm' is needed"):
-        pack(tmp_path / "model", "f32")
 
 
 def test_an_occupied_folder_stays_as_it_is(

@@ -63,7 +63,7 @@ def test_dense_twin(name: str) -> None:
     assert isinstance(twin.attention, DenseProjectionConfig)
     assert isinstance(twin.feed_forward, DenseFeedForwardConfig)
     assert twin.feed_forward.activation == "relu"
-    assert twin.head == DenseHeadConfig()
+    assert twin.head == (config.head if isinstance(config.head, DenseHeadConfig) else DenseHeadConfig())
     assert isinstance(twin, ModelConfig) == isinstance(config, ModelConfig)
     if not isinstance(twin, ModelConfig):
         assert isinstance(twin, Seq2SeqConfig)

@@ -46,10 +46,11 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A small text, and a cache of its own for what is made of it."""
-    from runs import write_text
+    """A small text with pairs beside it, and a cache of its own for what is made of them."""
+    from runs import PAIRS_FILE, write_pairs, write_text
 
     folder = tmp_path_factory.mktemp("text")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TERSE_CACHE", str(folder / "cache"))
+        write_pairs(folder / PAIRS_FILE)
         yield write_text(folder / "text.jsonl")

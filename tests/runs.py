@@ -14,11 +14,17 @@ from torch import Tensor
 from terseformer.config import (
     DataConfig,
     DenseFeedForwardConfig,
+    EncoderDecoderConfig,
     ModelConfig,
     MultiplicativeHeadConfig,
+    PairsConfig,
     Recipe,
+    Seq2SeqConfig,
+    SpanCorruptionConfig,
+    SparseCrossProjectionConfig,
     SparseFeedForwardConfig,
     SparseProjectionConfig,
+    TerraformerConfig,
     TrainConfig,
 )
 from terseformer.training_log import METRICS, read_metrics
@@ -40,6 +46,24 @@ SPARSE = replace(
 )
 MIXED = replace(SPARSE, head=MultiplicativeHeadConfig(head_modules=4, sparse_prob=0.5))
 
+_SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "feed_forward": DENSE.feed_forward,
+}
+_SPARSE = {name: getattr(SPARSE, name) for name in ("dropout", "attention_dropout", "attention", "feed_forward")}
+SEQ2SEQ = Seq2SeqConfig(**_SIZES)
+TERRAFORMER = TerraformerConfig(**_SIZES)
+SPARSE_SEQ2SEQ = Seq2SeqConfig(**_SIZES | _SPARSE, cross_attention=SparseCrossProjectionConfig(qkv_modules=4))
+SPARSE_TERRAFORMER = TerraformerConfig(**_SIZES | _SPARSE, head=MIXED.head, reversible_encoder=True)
+SPANS = SpanCorruptionConfig()
+PAIRS = PairsConfig(max_target_length=12)
+PAIRS_FILE = "pairs.jsonl"
+
 
 def write_text(path: Path, num_documents: int = 40) -> Path:
     """JSON lines of nonsense, some words likelier than others."""
@@ -51,12 +75,28 @@ def write_text(path: Path, num_documents: int = 40) -> Path:
     return path
 
 
-def make_recipe(text: Path, model: ModelConfig = SPARSE, **train: Any) -> Recipe:
+def write_pairs(path: Path, num_pairs: int = 60) -> Path:
+    """JSON lines of a few words each, and of them the first ones, from one to four."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 4))) for _ in range(9)]
+    texts = [draw.choices(words, k=draw.randint(1, 9)) for _ in range(num_pairs)]
+    rows = ({"text": " ".join(text), "title": " ".join(text[: draw.randint(1, 4)])} for text in texts)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_recipe(text: Path, model: ModelConfig | EncoderDecoderConfig = SPARSE, **train: Any) -> Recipe:
+    """A recipe of few steps; an encoder-decoder's is of the pairs that stand beside the text, whole or as a text."""
+    data = {"sources": (str(text),), "vocab_size": 300, "validation_fraction": 0.2}
+    if not isinstance(model, ModelConfig):
+        train = {"objective": PAIRS} | train
+        field = {"target_field": "title"} if isinstance(train["objective"], PairsConfig) else {"num_sentinels": 4}
+        data |= {"sources": (str(text.with_name(PAIRS_FILE)),)} | field
     small = {"steps": 8, "batch_size": 4, "sequence_length": 12, "warmup_steps": 3, "log_every": 1}
     quiet = {"evaluate_every": 0, "evaluate_sequences": 4, "checkpoint_every": 0}
     return Recipe(
         model=model,
-        data=DataConfig(sources=(str(text),), vocab_size=300, validation_fraction=0.2),
+        data=DataConfig(**data),
         train=TrainConfig(**(small | quiet | train)),
     )
 

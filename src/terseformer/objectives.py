@@ -15,6 +15,7 @@ from terseformer.encoder_decoder import EncoderDecoder
 from terseformer.evaluation import Evaluation, evaluate, evaluate_pairs
 from terseformer.layers.loss import chunked_cross_entropy
 from terseformer.model import CausalLM
+from terseformer.text import source_ids
 
 Part = tuple[Tensor, ...]
 """What the loss is computed on at once."""
@@ -88,8 +89,8 @@ class NextToken:
 class _SourceToTarget:
     """A target from its source; with a sample's source from the recipe, else the first one of the validation."""
 
-    def __init__(self, config: TrainConfig, prepared: data.PreparedData) -> None:
-        self._config, self._data = config, prepared
+    def __init__(self, config: TrainConfig, prepared: data.PreparedData, pad_token_id: int) -> None:
+        self._config, self._data, self._pad_token_id = config, prepared, pad_token_id
 
     def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
         """The same as arrays."""
@@ -116,8 +117,14 @@ class _SourceToTarget:
         """The recipe's prompt, or the first source of the validation text."""
         if prompt := self._config.sample_prompt:
             return prompt
-        first = next(self.validation(1))
-        return self._data.tokenizer.decode(first.source[0, : first.num_source[0]].tolist(), skip_special_tokens=False)
+        first, tokenizer = next(self.validation(1)), self._data.tokenizer
+        num_ends = self._data.train.end_of_text_id != self._pad_token_id  # the reader of the text adds it again
+        ids = first.source[0, : first.num_source[0] - num_ends].tolist()
+        text = tokenizer.decode(ids, skip_special_tokens=False)
+        # Of a window that begins or ends within a character, the text may have more tokens.
+        while len(source_ids(tokenizer, text, self._pad_token_id)) > self._config.sequence_length:
+            text = text[:-1]
+        return text
 
 
 class SpanCorruption(_SourceToTarget):
@@ -126,7 +133,7 @@ class SpanCorruption(_SourceToTarget):
     def __init__(
         self, config: TrainConfig, objective: SpanCorruptionConfig, prepared: data.PreparedData, pad_token_id: int
     ) -> None:
-        super().__init__(config, prepared)
+        super().__init__(config, prepared, pad_token_id)
         data.num_windows(prepared.train.num_tokens, config.sequence_length)
         self._corruption = data.SpanCorruption(
             prepared.tokenizer,
@@ -136,6 +143,7 @@ class SpanCorruption(_SourceToTarget):
             objective.target,
             pad_token_id,
         )
+        next(self.validation(1))  # whether there is text enough
 
     def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
         """Windows without their spans."""
@@ -161,7 +169,7 @@ class Pairs(_SourceToTarget):
     def __init__(
         self, config: TrainConfig, objective: PairsConfig, prepared: data.PreparedData, pad_token_id: int
     ) -> None:
-        super().__init__(config, prepared)
+        super().__init__(config, prepared, pad_token_id)
         limits = config.sequence_length, objective.max_target_length, pad_token_id
         self._train = data.PairFile(prepared.train, *limits)
         self.validation_pairs = data.PairFile(prepared.validation, *limits)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import random
 import resource
 import shutil
 import signal
@@ -18,8 +20,23 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
-from runs import DENSE, MIXED, SPARSE, make_recipe, tensors, train_losses
+from runs import (
+    DENSE,
+    MIXED,
+    PAIRS,
+    PAIRS_FILE,
+    SEQ2SEQ,
+    SPANS,
+    SPARSE,
+    SPARSE_SEQ2SEQ,
+    SPARSE_TERRAFORMER,
+    TERRAFORMER,
+    make_recipe,
+    tensors,
+    train_losses,
+)
 from terseformer import checkpoint, data
 from terseformer.checkpoint import CheckpointError
 from terseformer.config import (
@@ -61,6 +78,9 @@ def interrupt() -> None:
 
 # Resuming.
 
+ENCODER_DECODER_RUNS = [
+    f"{model}-{objective}" for model in ("seq2seq", "terraformer") for objective in ("pairs", "spans")
+]
 TIED = replace(SPARSE, head=DenseHeadConfig(tied=True), sru=SRUConfig(num_layers=1, size=8))
 
 
@@ -72,8 +92,12 @@ TIED = replace(SPARSE, head=DenseHeadConfig(tied=True), sru=SRUConfig(num_layers
         (MIXED, {"gradient_accumulation_steps": 2, "final_quant_prob": 1.0}),
         (SPARSE, {"precision": "bf16"}),
         (TIED, {"optimizer": "adafactor", "precision": "bf16", "gradient_accumulation_steps": 4}),
+        (SPARSE_SEQ2SEQ, {"objective": PAIRS, "gradient_accumulation_steps": 2}),
+        (SPARSE_SEQ2SEQ, {"objective": SPANS, "precision": "bf16"}),
+        (SPARSE_TERRAFORMER, {"objective": PAIRS, "precision": "bf16", "final_quant_prob": 1.0}),
+        (SPARSE_TERRAFORMER, {"objective": SPANS, "optimizer": "adafactor", "gradient_accumulation_steps": 2}),
     ],
-    ids=["adamw", "adafactor", "mixed", "bf16", "tied"],
+    ids=["adamw", "adafactor", "mixed", "bf16", "tied", *ENCODER_DECODER_RUNS],
 )
 def test_resumed_equals_uninterrupted_to_the_bit(model, config, text, tmp_path, monkeypatch):
     recipe = make_recipe(text, model, **config)
@@ -146,9 +170,27 @@ def test_another_recipe_cannot_resume(text, tmp_path):
 # The loop.
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(text, tmp_path):
+encoder_decoders = pytest.mark.parametrize(
+    ("model", "objective"),
+    [(SEQ2SEQ, PAIRS), (SEQ2SEQ, SPANS), (TERRAFORMER, PAIRS), (TERRAFORMER, SPANS)],
+    ids=ENCODER_DECODER_RUNS,
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (DENSE, {}),
+        (SEQ2SEQ, {"objective": PAIRS}),
+        (TERRAFORMER, {"objective": PAIRS}),
+        (SEQ2SEQ, {"objective": SPANS}),
+    ],
+    ids=["causal_lm", "seq2seq", "terraformer", "spans"],
+)
+def test_accumulated_gradients_are_those_of_the_whole_batch(model, config, text, tmp_path):
     for parts in (1, 4):
-        train(make_recipe(text, DENSE, gradient_accumulation_steps=parts), tmp_path / str(parts), quiet=True)
+        recipe = make_recipe(text, model, gradient_accumulation_steps=parts, **config)
+        train(recipe, tmp_path / str(parts), quiet=True)
     assert train_losses(tmp_path / "4") == pytest.approx(train_losses(tmp_path / "1"), rel=1e-5)
     norms = [[line.get("train/grad_norm", 0.0) for line in read_metrics(tmp_path / n / METRICS)] for n in ("1", "4")]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
@@ -177,6 +219,30 @@ def test_it_is_plain_training(text, tmp_path):
         optimizer.step()
         losses.append(loss.item())
     assert train_losses(tmp_path) == pytest.approx(losses, rel=1e-5)
+
+
+@encoder_decoders
+def test_it_is_plain_training_of_an_encoder_decoder(model, objective, text, tmp_path):
+    """Against the same steps, written out: the mean over all real targets."""
+    recipe = make_recipe(
+        text, model, objective=objective, schedule="constant", warmup_steps=0, max_grad_norm=0.0, steps=4
+    )
+    train(recipe, tmp_path, quiet=True)
+    trainer = make_trainer(recipe, tmp_path / "fresh")
+    model, losses = trainer.model, []
+    for step in range(4):
+        ((source, num_source, target, num_target),) = trainer.objective.parts(step, 0, 1)
+        logits = [
+            model(s[None, :n], t[None, :m])[0]
+            for s, n, t, m in zip(source, num_source, target, num_target, strict=True)
+        ]
+        wanted = [t[1 : m + 1] for t, m in zip(target, num_target, strict=True)]
+        loss = torch.nn.functional.cross_entropy(torch.cat(logits), torch.cat(wanted))
+        trainer.optimizer.zero_grad()
+        loss.backward()
+        trainer.optimizer.step()
+        losses.append(loss.item())
+    assert train_losses(tmp_path) == pytest.approx(losses, rel=1e-4)
 
 
 def test_evaluation_does_not_disturb_training(text, tmp_path):
@@ -220,14 +286,107 @@ def test_quant_prob_moves_linearly(feed_forward, moves, text, tmp_path):
         assert used == pytest.approx([expected if moves else 1.0] * 2)
 
 
-def test_bf16_keeps_weights_and_state_in_fp32(text, tmp_path):
-    recipe = make_recipe(text, DENSE, evaluate_every=1, steps=2)
+@pytest.mark.parametrize("model", [DENSE, SEQ2SEQ, TERRAFORMER], ids=lambda model: model.kind)
+def test_bf16_keeps_weights_and_state_in_fp32(model, text, tmp_path):
+    recipe = make_recipe(text, model, evaluate_every=1, steps=2)
     path = train(replace(recipe, train=replace(recipe.train, precision="bf16")), tmp_path / "bf16", quiet=True)
     train(recipe, tmp_path / "fp32", quiet=True)
     assert {value.dtype for value in tensors(path).values()} == {torch.float32}
     low, high = train_losses(tmp_path / "bf16"), train_losses(tmp_path / "fp32")
     assert low != high
     assert low == pytest.approx(high, rel=1e-2)
+
+
+def write_copies(path: Path) -> Path:
+    """One to three words, to be written again."""
+    words, draw = ["ab", "cd", "ef", "gh", "ij"], random.Random(0)
+    texts = {" ".join(draw.choices(words, k=draw.randint(1, 3))) for _ in range(400)}
+    path.write_text("".join(json.dumps({"text": text, "title": text}) + "\n" for text in sorted(texts)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "model", [SEQ2SEQ, replace(TERRAFORMER, pad_token_id=299)], ids=["seq2seq", "terraformer-other_padding"]
+)
+def test_copying_is_learned(model, tmp_path, monkeypatch):
+    """Texts of the validation, which training never saw; `sample` writes the first of them."""
+    monkeypatch.setenv("TERSE_CACHE", str(tmp_path / "cache"))
+    write_copies(tmp_path / PAIRS_FILE)
+    model = replace(model, hidden_size=32, num_decoder_layers=1)
+    recipe = make_recipe(tmp_path / "text", model, steps=150, batch_size=16, learning_rate=8e-3, warmup_steps=20)
+    recipe = replace(recipe, data=replace(recipe.data, vocab_size=270))
+    trainer = make_trainer(recipe, tmp_path)
+    before, _ = trainer.evaluate(0)
+    for _ in range(recipe.train.steps):
+        trainer.advance()
+    after, _ = trainer.evaluate(0)
+    assert before.loss > 4
+    assert after.loss < 0.3
+    assert trainer.sample() == trainer.objective.prompt()
+
+
+# Beginning from a checkpoint.
+
+
+@pytest.mark.parametrize("model", [SPARSE, SPARSE_SEQ2SEQ, SPARSE_TERRAFORMER], ids=lambda model: model.kind)
+def test_weights_and_tokenizer_of_an_initial_checkpoint(model, text, tmp_path):
+    """As pre-training by span corruption goes before the pairs."""
+    objective = {} if model is SPARSE else {"objective": SPANS}
+    first = train(make_recipe(text, model, steps=3, **objective), tmp_path / "first", quiet=True)
+    recipe = make_recipe(text, model, initial_checkpoint=str(tmp_path / "first"), learning_rate=1e-30, steps=2)
+    other = train(recipe, tmp_path / "other", quiet=True)
+    before, after = (load_file(path / "model.safetensors") for path in (first, other))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    tokenizers = [data.fingerprint(data.load_tokenizer(path)) for path in (first, other)]
+    assert tokenizers[0] == tokenizers[1]
+    if model is not SPARSE:
+        assert data.load_tokenizer(other).token_to_id("<extra_id_0>") == 1
+    # Steps are counted anew, and the run goes on like any other.
+    assert checkpoint.load_training(other).step == 2
+    assert checkpoint.load_recipe(other).data.tokenizer == str(first / "tokenizer.json")
+    assert train(recipe, tmp_path / "other", resume=other, quiet=True) == other
+
+
+def test_an_initial_checkpoint_is_resumed_to_the_bit(text, tmp_path, monkeypatch):
+    """Its weights are not taken again."""
+    first = train(make_recipe(text, SEQ2SEQ, objective=SPANS, steps=3), tmp_path / "first", quiet=True)
+    recipe = make_recipe(text, SEQ2SEQ, initial_checkpoint=str(first), steps=4)
+    whole = tensors(train(recipe, tmp_path / "whole", quiet=True))
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(2, interrupt, patch)
+        with pytest.raises(Interrupted):
+            train(recipe, run, quiet=True)
+    resumed = tensors(train(recipe, run, resume=run, quiet=True))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"hidden_size": 32}, CheckpointError, r"embedding.weight has shape \[300, 16\] instead of \[300, 32\]"),
+        ({"num_decoder_layers": 3}, CheckpointError, r"blocks\.2\..* is missing"),
+        ({}, ConfigError, "has another tokenizer than the text; leave data.tokenizer empty"),
+        (None, CheckpointError, "no checkpoint at .*absent: it is no folder; give a checkpoint's or a run's folder"),
+    ],
+    ids=["width", "depth", "tokenizer", "absent"],
+)
+def test_initial_checkpoints_that_do_not_fit(changes, error, message, text, tmp_path):
+    first = train(make_recipe(text, SEQ2SEQ, steps=1), tmp_path / "first", quiet=True)
+    if changes is None:
+        recipe = make_recipe(text, SEQ2SEQ, initial_checkpoint=str(tmp_path / "absent"))
+    else:
+        recipe = make_recipe(text, replace(SEQ2SEQ, **changes), initial_checkpoint=str(first))
+    if changes == {}:
+        data.train_tokenizer(["another text"], 280).save(str(tmp_path / "tokenizer.json"))
+        recipe = replace(recipe, data=replace(recipe.data, tokenizer=str(tmp_path / "tokenizer.json")))
+    with pytest.raises(error, match=message) as found:
+        train(recipe, tmp_path / "run", quiet=True)
+    if changes:
+        assert "train.initial_checkpoint" in str(found.value)
+        assert "config.json" not in str(found.value)
+    assert not (tmp_path / "run").exists()
 
 
 # What ends a training.
@@ -262,6 +421,23 @@ def test_not_finite(poison, where, text, tmp_path):
     for part in ("step 2: the loss is", f"not finite is in {where};", "there is no checkpoint yet"):
         assert part in str(error.value)
     assert trainer.step == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (SEQ2SEQ, "blocks.1.cross"),
+        (SEQ2SEQ, "encoder_blocks.0"),
+        (TERRAFORMER, "decoder.layers.1.attention"),
+    ],
+)
+def test_not_finite_in_an_encoder_decoder(model, name, text, tmp_path):
+    trainer = make_trainer(make_recipe(text, model), tmp_path)
+    trainer.advance()
+    layer = trainer.model.get_submodule(name)
+    layer.register_forward_hook(lambda _, __, y: y / torch.zeros(()))
+    with pytest.raises(TrainingError, match=f"the first value that is not finite is in the output of {name};"):
+        trainer.advance()
 
 
 def test_diverging(text, tmp_path):
@@ -421,10 +597,13 @@ def test_killed_resumed_interrupted(text, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled(text, tmp_path):
+@pytest.mark.parametrize(
+    "model", [replace(DENSE, num_hidden_layers=1), replace(SEQ2SEQ, num_decoder_layers=1)], ids=lambda model: model.kind
+)
+def test_compiled(model, text, tmp_path):
     """In a process of its own: torch.compile does not know the tests' type checks."""
     without_noise = replace(SPARSE.feed_forward, quant_prob=1.0, temperature=0.0)
-    model = replace(DENSE, num_hidden_layers=1, feed_forward=without_noise)
+    model = replace(model, feed_forward=without_noise)
     recipe = make_recipe(text, model, compile=True, evaluate_every=4)
     path = write_recipe(recipe, tmp_path / "mine.toml")
     process = start("-m", "terseformer", "train", str(path), "--quiet", "--out", "compiled", cwd=tmp_path)
@@ -434,8 +613,13 @@ def test_compiled(text, tmp_path):
     assert train_losses(tmp_path / "compiled") == pytest.approx(train_losses(tmp_path / "plain"), rel=1e-4)
 
 
-@pytest.mark.parametrize("model", [DENSE, MIXED], ids=["dense", "mixed"])
+@pytest.mark.parametrize(
+    "model",
+    [DENSE, MIXED, SEQ2SEQ, pytest.param(TERRAFORMER, marks=pytest.mark.slow)],
+    ids=["dense", "mixed", "seq2seq", "terraformer"],
+)
 def test_two_processes(model, text, tmp_path):
+    """Of pairs, each process and part has another number of targets."""
     recipe = make_recipe(text, model, gradient_accumulation_steps=2, evaluate_every=4)
     command = ("-m", "terseformer", "train", str(write_recipe(recipe, tmp_path / "mine.toml")))
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command, "--out", "two")
@@ -450,7 +634,7 @@ def test_two_processes(model, text, tmp_path):
     assert "Warning" not in err
     losses = train_losses(tmp_path / "two")
     assert len(losses) == 8
-    if model is DENSE:
+    if model is not MIXED:
         last = train(recipe, tmp_path / "one", quiet=True)
         assert losses == pytest.approx(train_losses(tmp_path / "one"), abs=1e-5)
         one, two = (read_metrics(tmp_path / name / METRICS)[-1]["validation/loss"] for name in ("one", "two"))

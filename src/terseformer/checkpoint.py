@@ -87,8 +87,18 @@ def load_language_model(folder: str | os.PathLike[str], device: str | torch.devi
     return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills a model from a checkpoint folder; names all missing and misshapen tensors at once."""
+def load_weights(model: nn.Module, path: Path, whose: str = "its config.json", advice: str = "") -> None:
+    """Fills a model from a checkpoint folder; names all missing and misshapen tensors at once.
+
+    Args:
+        model: the model.
+        path: the folder.
+        whose: where the model comes from, for the error message.
+        advice: what to do where the weights do not fit; empty: take the checkpoint before it.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or does not fit.
+    """
     tensors = _read_tensors(path / "model.safetensors")
     own = model.state_dict()
     aliases = _aliases(model)
@@ -101,7 +111,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"{path / 'model.safetensors'} does not fit its config.json: {'; '.join(problems)}; {instead(path)}"
+            f"{path / 'model.safetensors'} does not fit {whose}: {'; '.join(problems)}; {advice or instead(path)}"
         )
     model.load_state_dict(tensors, strict=False)
 

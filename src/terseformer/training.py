@@ -100,7 +100,8 @@ class Trainer:
                 f"train.initial_checkpoint = {str(folder)!r} has another tokenizer than the text; "
                 "leave data.tokenizer empty"
             )
-        checkpoint.load_weights(self.model, path)
+        advice = f"change the recipe's model or train.initial_checkpoint = {str(folder)!r}"
+        checkpoint.load_weights(self.model, path, "the recipe's model", advice)
 
     def start(self) -> None:
         """Hands the model to the compiler, if asked for, and to all processes."""

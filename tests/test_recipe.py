@@ -15,15 +15,22 @@ from terseformer.config import (
     ConfigError,
     DenseFeedForwardConfig,
     DenseProjectionConfig,
+    EncoderDecoderConfig,
     ModelConfig,
+    PairsConfig,
     Recipe,
+    Seq2SeqConfig,
+    SpanCorruptionConfig,
+    SparseCrossProjectionConfig,
     SparseFeedForwardConfig,
     SparseProjectionConfig,
+    TerraformerConfig,
     TrainConfig,
 )
 from terseformer.configfile import to_toml
-from terseformer.presets import dense_twin, preset
-from terseformer.recipe import apply_overrides, load_recipe, parse_flags, show_flags
+from terseformer.folder import CheckpointError
+from terseformer.presets import PRESETS, dense_twin, preset
+from terseformer.recipe import apply_overrides, load_recipe, parse_flags, show_flags, with_initial_tokenizer
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -152,6 +159,174 @@ def test_preset_flag_takes_the_place_of_the_whole_model(load: Load) -> None:
     recipe = load(text, "--model.preset", "small-1m-dense", "--model.norm", "rms_norm")
     assert recipe.model == changed(preset("small-1m-dense"), norm="rms_norm")
     assert recipe.train.steps == 7
+
+
+# Encoder-decoders.
+
+COPY = """
+[model]
+kind = "seq2seq"
+hidden_size = 32
+num_decoder_layers = 3
+feed_forward.intermediate_size = 64
+[data]
+target_field = "title"
+[train]
+objective = { kind = "pairs", max_target_length = 9 }
+"""
+
+
+def test_kind_of_a_model_in_a_file(load: Load) -> None:
+    """Nothing of the default language model stays but the defaults."""
+    feed_forward = DenseFeedForwardConfig(intermediate_size=64)
+    recipe = load(COPY)
+    assert recipe.model == Seq2SeqConfig(hidden_size=32, num_decoder_layers=3, feed_forward=feed_forward)
+    assert recipe.train.objective == PairsConfig(max_target_length=9)
+    other = load(COPY.replace("seq2seq", "terraformer"))
+    assert other.model == TerraformerConfig(hidden_size=32, num_decoder_layers=3, feed_forward=feed_forward)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("summarize-")])
+def test_presets_of_encoder_decoders(load: Load, name: str) -> None:
+    text = f"""
+        model = {{ preset = "{name}", num_encoder_layers = 2, pad_token_id = 3 }}
+        train.objective = {{ kind = "span_corruption", target = "text" }}
+    """
+    recipe = load(text, "--model.no-dense-twin", "--train.objective.corruption-rate", "0.3")
+    assert recipe.model == changed(preset(name), num_encoder_layers=2, pad_token_id=3)
+    assert recipe.train.objective == SpanCorruptionConfig(target="text", corruption_rate=0.3)
+    assert load(to_toml(recipe)) == apply_overrides(recipe, []) == recipe
+
+
+def test_dense_twin_of_a_terraformer(load: Load) -> None:
+    text = 'model.preset = "summarize-1m-terraformer"\ntrain.objective.kind = "span_corruption"\n'
+    twin = load(text, "--model.dense-twin", "--model.num-decoder-layers", "3")
+    assert isinstance(twin.model, Seq2SeqConfig)
+    assert twin.model == dense_twin(changed(preset("summarize-1m-terraformer"), num_decoder_layers=3))
+    assert apply_overrides(load(text), ["--model.dense-twin", "--model.num-decoder-layers", "3"]) == twin
+    assert load(to_toml(twin)) == twin
+
+
+def test_flags_change_the_kind(load: Load) -> None:
+    objective = ("--train.objective.kind", "span_corruption")
+    flags = ("--model.kind", "terraformer", "--model.num-attention-layers", "1", "--model.reversible-encoder")
+    expected = TerraformerConfig(num_attention_layers=1, reversible_encoder=True)
+    assert load("model.hidden_size = 512", *flags, *objective).model == expected
+    assert load(COPY, *flags).model == expected
+    # Of the same kind, the rest stays.
+    same = load(COPY, "--model.kind", "seq2seq", "--model.cross-attention.kind", "sparse").model
+    assert (same.hidden_size, same.cross_attention) == (32, SparseCrossProjectionConfig())
+    # A preset takes the place of the model, whatever its kind, and an objective that of the recipe's.
+    other = load(COPY, "--model.preset", "summarize-1m-terraformer", "--train.objective.max-target-length", "8")
+    assert other.model == preset("summarize-1m-terraformer")
+    assert other.train.objective == PairsConfig(max_target_length=8)
+    plain = ("--model.preset", "tiny", "--train.objective.kind", "next_token", "--data.target-field", "")
+    assert load(COPY, *plain).model == preset("tiny")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--model.kind seqtoseq",
+            "model: kind = 'seqtoseq' is unknown; the nearest is 'seq2seq', allowed are causal_lm, ",
+        ),
+        ("--model.num-hidden-layers 3", "model.num_hidden_layers: no such key; the nearest is 'num_"),
+        ("--model.reversible-encoder", "model.reversible_encoder: no such key; the nearest is "),
+        ("--model.position alibi", "model.position: needs one of 'learned', 'sinusoidal', "),
+        ("--model.pad-token-id 9999", "model.pad_token_id must lie in [0, 2048), not 9999"),
+        (
+            "--model.preset tiny --model.kind seq2seq",
+            "model.preset = 'tiny' is of kind 'causal_lm', not 'seq2seq'; leave o",
+        ),
+        ("--model.kind terraformer --model.cross-attention.kind sparse", "model.cross_attention: no such key"),
+        (
+            "--model.cross-attention.kind low_rank",
+            "model.cross_attention: kind = 'low_rank' is unknown; the nearest is",
+        ),
+        (
+            "--model.preset tiny",
+            "train.objective.kind = 'pairs' does not fit a model of kind 'causal_lm', which learns by",
+        ),
+        (
+            "--train.objective.kind next_token",
+            "'next_token' does not fit a model of kind 'seq2seq', which learns by 'span_",
+        ),
+        (
+            "--train.objective.kind span_corruption",
+            "data.target_field = 'title' is for train.objective.kind = 'pairs'; lea",
+        ),
+        (
+            "--train.objective.max-target-length 513",
+            "train.objective.max_target_length = 513 is longer than model.max_p",
+        ),
+        ("--train.objective.max-target-length 0", "train.objective.max_target_length must be at least 1, not 0"),
+        ("--data.target-field=", "train.objective.kind = 'pairs' needs data.target_field, the field of the targets"),
+        (
+            "--data.document-fields id",
+            "data.document_fields joins rows to documents, and data.target_field and data.gro",
+        ),
+        ("--data.num-sentinels -1", "data.num_sentinels must be at least 0, not -1"),
+    ],
+)
+def test_flags_that_do_not_fit_an_encoder_decoder(load: Load, flags: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(COPY, *flags.split())
+    assert message in str(error.value)
+    assert "recipe.toml with the given flags: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--train.sequence-length 1", "train.sequence_length must be at least 2 for span corruption"),
+        (
+            "--train.objective.target text --train.sequence-length 512",
+            "train.sequence_length + 1 (the text and its end) = 513 is longer than model.max_position_embeddings = 512",
+        ),
+        ("--train.objective.mean-span-length 0.5", "train.objective.mean_span_length must be at least 1, not 0.5"),
+        ("--train.objective.corruption-rate 2", "train.objective.corruption_rate must lie in [0, 1], not 2.0"),
+        (
+            "--train.objective.max-target-length 3",
+            "train.objective.max_target_length: no such key; the nearest is 'mean_span_length'",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_span_corruption(load: Load, flags: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load('model.kind = "terraformer"\ntrain.objective.kind = "span_corruption"', *flags.split())
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("model", [Seq2SeqConfig(), TerraformerConfig()], ids=lambda model: model.kind)
+def test_help_for_an_encoder_decoder(model: EncoderDecoderConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe(model=model, train=TrainConfig(objective=SpanCorruptionConfig()))
+    show_flags(recipe, "terse train RECIPE.toml")
+    help_text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--train.objective.kind: next_token, span_corruption, pairs" in help_text
+    for section, of in ((model, "model"), (recipe.train.objective, "train.objective")):
+        for field in dataclasses.fields(section):
+            if not dataclasses.is_dataclass(getattr(section, field.name)):
+                assert f"--{of}.{field.name.replace('_', '-')}" in help_text
+    assert "--model.num-hidden-layers" not in help_text
+
+
+# The tokenizer of an initial checkpoint.
+
+
+def test_tokenizer_of_an_initial_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 10):
+        (tmp_path / "run" / f"step-{step:08d}").mkdir(parents=True)
+        (tmp_path / "run" / f"step-{step:08d}" / "config.json").touch()
+    recipe = Recipe(train=TrainConfig(initial_checkpoint=str(tmp_path / "run")))
+    expected = str(tmp_path / "run" / "step-00000010" / "tokenizer.json")
+    assert with_initial_tokenizer(recipe) == changed(recipe, data=changed(recipe.data, tokenizer=expected))
+    own = changed(recipe, data=changed(recipe.data, tokenizer="mine.json"))
+    assert with_initial_tokenizer(own) == own
+    assert with_initial_tokenizer(Recipe()) == Recipe()
+    with pytest.raises(CheckpointError, match="no checkpoint at .*absent: it is no folder"):
+        with_initial_tokenizer(Recipe(train=TrainConfig(initial_checkpoint=str(tmp_path / "absent"))))
 
 
 def test_apply_overrides() -> None:

@@ -1,7 +1,7 @@
 """Recipes: a TOML file and what the command line changes in it.
 
 A recipe's `[model]` table holds changes to a preset (`preset = "NAME"`), or else to the default
-model. A table of changes is merged key by key; where it names another `kind`, it replaces the whole
+model of its `kind`. A table of changes is merged key by key; where it names another `kind`, it replaces the whole
 part. `dense_twin = true` takes the dense twin of the model that results. Flags are changes to the
 recipe, of the same form: `--model.feed-forward.ff-block-size 32` is `ff_block_size = 32` under
 `[model.feed_forward]`, and `--model.preset NAME` starts the model anew.
@@ -107,13 +107,27 @@ def _resolve(*layers: Mapping[str, Any]) -> Recipe:
     table: _Table = {"model": to_dict(ModelConfig())}
     for changes in layers:
         model = changes.get("model")
-        if isinstance(model, Mapping) and isinstance(name := model.get("preset"), str) and name:
-            table["model"] = to_dict(preset(name))
+        if isinstance(model, Mapping):
+            table["model"] = _base_model(table["model"], model)
         table = _merged(table, changes)
     read = from_dict(_RecipeTable, table)
     cls = next(cls for cls, table in _TABLES.items() if type(read.model) is table)
     config = cls(**_fields_of(cls, read.model))
     return Recipe(model=dense_twin(config) if read.model.dense_twin else config, data=read.data, train=read.train)
+
+
+def _base_model(old: Any, changes: Mapping[str, Any]) -> Any:
+    """What a `[model]` table changes: a preset, the default model of another kind, or else the model so far."""
+    name, kind = changes.get("preset"), changes.get("kind")
+    if isinstance(name, str) and name:
+        base = to_dict(preset(name))
+        if kind not in (None, base["kind"]):
+            raise ConfigError(
+                f"model.preset = {name!r} is of kind {base['kind']!r}, not {kind!r}; leave one of them out"
+            )
+        return base
+    defaults = next((to_dict(cls()) for cls in _TABLES if cls().kind == kind), None)
+    return defaults if defaults and isinstance(old, Mapping) and old.get("kind") != kind else old
 
 
 def _fields_of(cls: type, config: Any) -> _Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.testing import assert_close
 
-from terseformer.config import ModelConfig
+from terseformer.config import EncoderDecoderConfig, ModelConfig, Seq2SeqConfig, TerraformerConfig
 from terseformer.data import train_tokenizer
 from terseformer.drawing import new_generator, sample
-from terseformer.generation import generate, generate_tokens, stream
+from terseformer.generation import Drawn, generate, generate_tokens, stream
 from terseformer.model import CausalLM
 from terseformer.models import AnyModel
+from terseformer.models import make_model as make_new_model
 from terseformer.sampling import GenerationError, SamplingConfig
-from terseformer.text import Detokenizer, Generation, StopStrings, token_bytes
-from variants import ENCODER_DECODERS, MAX_POSITION, VARIANTS, make_model
+from terseformer.text import Detokenizer, Generation, StopStrings, source_ids, token_bytes
+from variants import DISTINCT_ENCODER_DECODERS, ENCODER_DECODERS, MAX_POSITION, VARIANTS, make_model
 
 MODULE = sys.modules["terseformer.reading"]
 NAMES = [
@@ -265,6 +266,165 @@ def test_prompts_of_any_length_in_chunks_of_any_size(model, monkeypatch):
         monkeypatch.setattr(MODULE, "PREFILL_TOKENS", size)
         _, got = MODULE.begin(model, prompts, room=[60 - len(prompt) for prompt in prompts])
         assert_close(got, torch.stack(whole), atol=1e-12, rtol=0)
+
+
+# Encoder-decoders: what the slow twin above does not see.
+
+every_encoder_decoder = pytest.mark.parametrize(
+    "config", DISTINCT_ENCODER_DECODERS.values(), ids=DISTINCT_ENCODER_DECODERS.keys()
+)
+SOURCES = [[3], [1, 2, 3, 4, 5, 6, 7], [9, 8], [5] * MAX_POSITION, [4, 0, 6, 0]]
+"""Ragged; one fills the context, and the last has the padding in it and at its end."""
+
+
+def tokens_of(steps: Iterator[list[Drawn]], rows: int) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in range(rows)]
+    for step in steps:
+        for drawn in step:
+            found[drawn.row].append(drawn.token)
+    return found
+
+
+@every_encoder_decoder
+@pytest.mark.parametrize("pad", [0, 5])
+def test_targets_are_those_of_a_whole_pass(config: EncoderDecoderConfig, pad: int) -> None:
+    """Of each source alone: the likeliest token at each place, as many as there are positions."""
+    model = make_model(dataclasses.replace(config, pad_token_id=pad)).double()
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=50)
+    found = tokens_of(generate_tokens(model, SOURCES, greedy), len(SOURCES))
+    assert [len(tokens) for tokens in found] == [MAX_POSITION] * len(SOURCES)
+    for source, tokens in zip(SOURCES, found, strict=True):
+        assert tokens_of(generate_tokens(model, [source], greedy), 1) == [tokens]
+        target = torch.tensor([[pad, *tokens[:-1]]])
+        with torch.no_grad():
+            logits = model(torch.tensor([source]), target, torch.tensor([len(source)]))
+        assert logits[0].argmax(-1).tolist() == tokens
+    assert len(set(map(tuple, found))) > 1
+
+
+@every_encoder_decoder
+def test_targets_end(config: EncoderDecoderConfig) -> None:
+    model = make_model(config).double()
+    plain = SamplingConfig(temperature=1.5, max_new_tokens=8, seed=3)
+    whole = tokens_of(generate_tokens(model, SOURCES, plain), len(SOURCES))
+    stop_ids = {whole[0][2], whole[1][5]}
+    steps = list(generate_tokens(model, SOURCES, plain, stop_ids))
+    reasons = {drawn.row: drawn.finish_reason for step in steps for drawn in step}
+    for row, tokens in enumerate(tokens_of(iter(steps), len(SOURCES))):
+        end = next((i + 1 for i, token in enumerate(whole[row]) if token in stop_ids), 8)
+        assert tokens == whole[row][:end]
+        assert reasons[row] == ("eos" if tokens[-1] in stop_ids else "length")
+    assert len(steps[-1]) < len(SOURCES) == len(steps[0])
+
+
+def test_penalty_counts_what_was_written_and_not_the_source() -> None:
+    model = make_model(DISTINCT_ENCODER_DECODERS["seq2seq-scaling"]).double()
+    source = list(range(10, 21))
+    config = SamplingConfig(temperature=0.0, max_new_tokens=MAX_POSITION)
+    free, bound = (
+        tokens_of(generate_tokens(model, [source], dataclasses.replace(config, repetition_penalty=p)), 1)[0]
+        for p in (1.0, 1e9)
+    )
+    assert bound[:3] == free[:3]
+    assert set(bound[:3]) <= set(source)
+    assert len(set(free)) < len(set(bound)) == len(bound)
+
+
+@pytest.mark.parametrize("name", ["seq2seq-scaling", "terraformer-scaling"])
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ([[1], []], "the source has no tokens; give some text"),
+        (
+            [[1] * (MAX_POSITION + 1)],
+            f"the source has {MAX_POSITION + 1} tokens, more than fit in the model's context of {MAX_POSITION} "
+            rf"\(max_position_embeddings\); shorten it to {MAX_POSITION} or fewer",
+        ),
+        ([[1, 21]], "the source has the token 21, but the model knows 0 to 20"),
+        ([[-1]], "the source has the token -1"),
+    ],
+)
+def test_wrong_sources(name: str, sources: list[list[int]], message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        generate_tokens(make_model(ENCODER_DECODERS[name]), sources)
+
+
+@pytest.mark.parametrize("kind", [Seq2SeqConfig, TerraformerConfig])
+def test_flags_of_an_encoder_decoder_come_back(kind: type[EncoderDecoderConfig]) -> None:
+    sizes = {"hidden_size": 12, "num_attention_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    model = make_model(kind(vocab_size=21, dropout=0.5, attention_dropout=0.5, **sizes)).train()
+    model.norm.eval()
+    flags = [module.training for module in model.modules()]
+    found = tokens_of(generate_tokens(model, SOURCES, CONFIGS["drawn"]), len(SOURCES))
+    assert [module.training for module in model.modules()] == flags
+    assert found == tokens_of(generate_tokens(model.eval(), SOURCES, CONFIGS["drawn"]), len(SOURCES))
+
+
+@pytest.fixture(scope="module", params=[0, 299], ids=["end as padding", "other padding"])
+def writer(request: pytest.FixtureRequest) -> AnyModel:
+    """An encoder-decoder that ends its targets now and then."""
+    torch.manual_seed(0)
+    config = Seq2SeqConfig(
+        vocab_size=310,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        max_position_embeddings=60,
+        pad_token_id=request.param,
+    )
+    model = make_new_model(config).double()
+    model.get_parameter("head.bias").data[0] += 3
+    return model
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_streamed_targets_are_the_batchs(writer: AnyModel, tokenizer: Tokenizer, seed: int) -> None:
+    sources = ["The cat", "你好世", "the cat sat on the mat, and the dog<|endoftext|>", " "]
+    config = SamplingConfig(temperature=1.5, max_new_tokens=90, seed=seed, stop=("e", "at"))
+    generations = generate(writer, tokenizer, sources, config)
+    for source, generation in zip(sources, generations, strict=True):
+        pieces, result = drain(stream(writer, tokenizer, source, config))
+        assert result == generation == generate(writer, tokenizer, source, config)[0]
+        assert "".join(pieces) == generation.text
+        whole = tokenizer.decode(generation.token_ids)
+        assert whole.startswith(generation.text)
+        assert generation.finish_reason == "stop" or whole == generation.text
+        assert (generation.token_ids[-1] == 0) == (generation.finish_reason == "eos")
+        ending = writer.config.pad_token_id != 0
+        assert generation.prompt_tokens == len(tokenizer.encode(source, add_special_tokens=False).ids) + ending
+
+
+def test_a_target_may_be_longer_than_its_source_leaves_room(writer: AnyModel, tokenizer: Tokenizer) -> None:
+    """It has positions of its own."""
+    source = "".join(tokenizer.decode([token]) for token in range(33, 92))
+    length = len(source_ids(tokenizer, source, writer.config.pad_token_id))
+    assert 50 < length <= 60
+    found = generate(
+        writer, tokenizer, [source] * 8, SamplingConfig(temperature=9.0, max_new_tokens=999), seeds=range(8)
+    )
+    assert {len(g.token_ids) for g in found if g.finish_reason == "length"} == {60}
+
+
+def test_sources_without_text(writer: AnyModel, tokenizer: Tokenizer) -> None:
+    if writer.config.pad_token_id == 0:
+        with pytest.raises(GenerationError, match="the source has no tokens; give some text"):
+            generate(writer, tokenizer, "")
+        with pytest.raises(GenerationError, match="the source has no tokens"):
+            stream(writer, tokenizer, "")
+    else:
+        assert generate(writer, tokenizer, "")[0].prompt_tokens == 1
+    with pytest.raises(GenerationError, match=r"the source has \d+ tokens, more than fit in the model's context of 60"):
+        stream(writer, tokenizer, "x y z " * 60)
+
+
+def test_source_ids(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a cat").ids
+    assert source_ids(tokenizer, "a cat", 0) == ids
+    assert source_ids(tokenizer, "a cat", 5) == [*ids, 0]
+    assert source_ids(tokenizer, "", 5) == [0]
+    plain = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    assert source_ids(plain, "a", 5) == [0]
 
 
 @given(st.data())

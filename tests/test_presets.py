@@ -22,6 +22,7 @@ from terseformer.config import (
     SparseProjectionConfig,
     SRUConfig,
     SwitchFeedForwardConfig,
+    TerraformerConfig,
 )
 from terseformer.models import make_model
 from terseformer.presets import PRESETS, dense_twin, match_parameters, num_parameters, preset
@@ -129,6 +130,33 @@ def test_paper_models() -> None:
     for name, sizes in heads.items():
         assert (preset(name).num_attention_heads, preset(name).num_hidden_layers) == sizes
         assert preset(name).dropout == preset(name).attention_dropout == 0.1
+
+
+def test_summarizers_are_equally_large() -> None:
+    members = {name.split("-")[-1]: config for name, config in PRESETS.items() if name.startswith("summarize-")}
+    assert {name: type(config) for name, config in members.items()} == {
+        "dense": Seq2SeqConfig,
+        "scaling": Seq2SeqConfig,
+        "terraformer": TerraformerConfig,
+    }
+    dense = members["dense"]
+    assert all(within_1_percent(num_parameters(config), num_parameters(dense)) for config in members.values())
+    assert dense_twin(members["scaling"]) == dense
+    shared = ("vocab_size", "hidden_size", "num_encoder_layers", "num_decoder_layers", "head")
+    assert all(getattr(config, key) == getattr(dense, key) for config in members.values() for key in shared)
+    sparse = (SparseFeedForwardConfig, SparseProjectionConfig)
+    assert all(
+        (type(members[n].feed_forward), type(members[n].attention)) == sparse for n in ("scaling", "terraformer")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("seq2seq-800m-dense", 0.8), ("seq2seq-17b-dense", 17), ("terraformer-800m", 0.8), ("terraformer-8b", 8),
+     ("terraformer-17b", 17), ("terraformer-54b", 54)],
+)  # fmt: skip
+def test_encoder_decoders_of_the_paper_have_the_size_of_their_name(name: str, billions: float) -> None:
+    assert num_parameters(preset(name)) == pytest.approx(billions * 1e9, rel=0.08)
 
 
 def test_unknown_preset() -> None:

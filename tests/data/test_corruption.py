@@ -188,7 +188,7 @@ def rows(batches: list[PairBatch]) -> list[tuple[list[int], list[int]]]:
     share=st.integers(1, 2),
 )
 def test_ranks_and_parts_share_the_global_batch(tokenizer, seed, step, world_size, num_parts, share) -> None:
-    corruption = make(tokenizer, 21)
+    corruption = make(tokenizer, 21, rate=0.4, mean=2.0)
     step_of = {"seed": seed, "step": step, "batch_size": world_size * num_parts * share}
     whole = rows(corruption.batch(TOKENS, **step_of))
     found = []
@@ -232,7 +232,7 @@ def test_steps_seeds_and_rows_have_spans_of_their_own(tokenizer) -> None:
 @settings(max_examples=30)
 @given(st.integers(2, 9), st.integers(3, 120), st.integers(0, 20), st.integers(1, 5))
 def test_validation_takes_whole_windows_each_time_alike(tokenizer, length, count, limit, batch_size) -> None:
-    corruption, tokens = make(tokenizer, length), np.arange(FIRST, FIRST + count, dtype=np.uint16)
+    corruption, tokens = make(tokenizer, length, rate=0.4, mean=1.0), np.arange(FIRST, FIRST + count, dtype=np.uint16)
     if count < length + 1:
         with pytest.raises(
             DataError, match=rf"has {count} tokens, but a window needs .* = {length + 1}; raise data.va"

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from runs import make_recipe, write_text
+from terseformer import cli
 from terseformer.config import (
     ConfigError,
     DataConfig,
@@ -167,3 +168,52 @@ def test_a_language_model_reads_no_sources(tmp_path: Path, monkeypatch: pytest.M
     train(make_recipe(write_text(tmp_path / "text.jsonl"), steps=1), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="holds a model of kind 'causal_lm', which reads no sources"):
         Summarizer(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("flags", "by"), [((), "engine"), (("--dtype", "int8"), "engine"), (("--backend", "torch"), "")]
+)
+def test_the_command_writes_by_the_backend_that_was_asked_for(
+    run: Path,
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    by: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text.txt").write_text("red cat sat")
+    monkeypatch.setattr(sys, "argv", ["terse", "summarize", str(run), str(tmp_path / "text.txt"), *flags])
+    cli.main()
+    out, err = capsys.readouterr()
+    assert err.startswith("engine: ") == (by == "engine")
+    assert ("int8" in err) == ("int8" in flags)
+    if "int8" not in flags:
+        (expected,) = Summarizer(run).summarize(["red cat sat"])
+        assert out.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("text.txt", "--backend", "torch", "--threads", "2"), "--dtype and --threads are the engine's"),
+        ((), "needs a text after the checkpoint"),
+        (("absent.txt",), "absent.txt cannot be read: No such file or directory"),
+    ],
+)
+def test_mistakes_at_the_command(
+    run: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["terse", "summarize", str(run), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_engine_writes_what_pytorch_writes(run: Path, summarizer: Summarizer) -> None:
+    texts = [" ".join(WORDS[:n]) for n in (5, 1, 7, 2)] * 5
+    assert Summarizer(run, "f32").summarize(texts) == summarizer.summarize(texts)

@@ -44,6 +44,7 @@ from terseformer.terraformer import Terraformer
 
 _UNFINISHED = ".saving"
 _FREE_KEYS = {
+    "data.tokenizer",  # its fingerprint is compared
     "train.log_every",
     "train.evaluate_every",
     "train.evaluate_sequences",

@@ -221,9 +221,12 @@ def _summarize(args: Sequence[str]) -> None:
 
         if not files:
             raise UserError("terse summarize needs a text after the checkpoint: a file, or - for the standard input")
-        for path, summaries in zip(
-            files, summarize_files(Summarizer(checkpoint), files, divide, sampling), strict=True
-        ):
+        if backend == "torch" and (dtype != "f32" or threads):
+            raise UserError("--dtype and --threads are the engine's; leave them out with --backend torch")
+        summarizer = Summarizer(checkpoint, dtype if backend == "engine" else None, threads or None)
+        if summarizer.engine is not None:
+            _introduce(summarizer.engine)
+        for path, summaries in zip(files, summarize_files(summarizer, files, divide, sampling), strict=True):
             for summary in summaries:
                 print(f"{path}: {summary}" if len(files) > 1 else summary)
 

@@ -50,6 +50,12 @@ class Loss(nn.Module):
         return F.cross_entropy(self.model.head(hidden).float(), targets, ignore_index=_NO_TARGET, reduction="sum")
 
 
+def _share(config: TrainConfig, step: int, rank: int, world_size: int) -> dict[str, int]:
+    """Which part of which step's batch."""
+    numbers = {"step": step, "rank": rank, "world_size": world_size}
+    return {"seed": config.seed, "batch_size": config.batch_size, **numbers}
+
+
 class NextToken:
     """Each token of a window from those before it."""
 
@@ -60,15 +66,8 @@ class NextToken:
     def parts(self, step: int, rank: int, world_size: int) -> list[Part]:
         """A process's share of a step's windows, in parts whose gradients are accumulated."""
         config = self._config
-        windows = data.batch(
-            self._data.train.tokens,
-            seed=config.seed,
-            step=step,
-            rank=rank,
-            world_size=world_size,
-            batch_size=config.batch_size,
-            sequence_length=config.sequence_length,
-        )
+        which = _share(config, step, rank, world_size)
+        windows = data.batch(self._data.train.tokens, **which, sequence_length=config.sequence_length)
         return [(part,) for part in torch.from_numpy(windows).chunk(config.gradient_accumulation_steps)]
 
     def num_targets(self, part: Part) -> int:
@@ -147,16 +146,9 @@ class SpanCorruption(_SourceToTarget):
 
     def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
         """Windows without their spans."""
-        config = self._config
-        return self._corruption.batch(
-            self._data.train.tokens,
-            seed=config.seed,
-            step=step,
-            rank=rank,
-            world_size=world_size,
-            batch_size=config.batch_size,
-            num_parts=config.gradient_accumulation_steps,
-        )
+        which = _share(self._config, step, rank, world_size)
+        num_parts = self._config.gradient_accumulation_steps
+        return self._corruption.batch(self._data.train.tokens, **which, num_parts=num_parts)
 
     def validation(self, limit: int) -> Iterator[data.PairBatch]:
         """Batches of the validation text."""
@@ -176,16 +168,8 @@ class Pairs(_SourceToTarget):
 
     def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
         """Pairs of similar length."""
-        config = self._config
-        return data.pair_batch(
-            self._train,
-            seed=config.seed,
-            step=step,
-            rank=rank,
-            world_size=world_size,
-            batch_size=config.batch_size,
-            num_parts=config.gradient_accumulation_steps,
-        )
+        which = _share(self._config, step, rank, world_size)
+        return data.pair_batch(self._train, **which, num_parts=self._config.gradient_accumulation_steps)
 
     def validation(self, limit: int) -> Iterator[data.PairBatch]:
         """Batches of the validation text."""

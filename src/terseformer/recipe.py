@@ -81,16 +81,20 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
         raise ConfigError(f"{path}{' with the given flags' if overrides else ''}: {error}") from None
 
 
-def with_initial_tokenizer(recipe: Recipe) -> Recipe:
+def with_initial_tokenizer(recipe: Recipe, resumed: Path | None = None) -> Recipe:
     """The recipe with the tokenizer of its `train.initial_checkpoint`, where it names one and no tokenizer.
+
+    Args:
+        recipe: the recipe.
+        resumed: a checkpoint of the same run, which has a copy.
 
     Raises:
         CheckpointError: there is no such checkpoint.
     """
     if not recipe.train.initial_checkpoint or recipe.data.tokenizer:
         return recipe
-    path = find(recipe.train.initial_checkpoint) / "tokenizer.json"
-    return replace(recipe, data=replace(recipe.data, tokenizer=str(path)))
+    folder = resumed or find(recipe.train.initial_checkpoint)
+    return replace(recipe, data=replace(recipe.data, tokenizer=str(folder / "tokenizer.json")))
 
 
 def apply_overrides(recipe: Recipe, args: Sequence[str]) -> Recipe:

@@ -69,7 +69,7 @@ class Summarizer:
             raise ConfigError(f"{self.path} holds a model of kind {config.kind!r}, which reads no sources")
         self.config = config
         self.tokenizer: Tokenizer = data.load_tokenizer(self.path)
-        self._engine = Engine.from_pretrained(self.path, engine_dtype, threads) if engine_dtype else None
+        self.engine = Engine.from_pretrained(self.path, engine_dtype, threads) if engine_dtype else None
 
     @functools.cached_property
     def model(self) -> AnyModel:
@@ -105,8 +105,8 @@ class Summarizer:
         return written
 
     def _generate(self, texts: list[str], sampling: SamplingConfig) -> list[Generation]:
-        if self._engine is not None:
-            return self._engine.generate(texts, sampling)
+        if self.engine is not None:
+            return self.engine.generate(texts, sampling)
         return generate(self.model, self.tokenizer, texts, sampling)
 
     def parts(self, text: str) -> Iterator[str]:

@@ -290,8 +290,8 @@ def train(recipe: Recipe, run: Path, resume: str | Path | None = None, quiet: bo
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
         TrainingError, CheckpointError, ConfigError, DataError: as their messages say.
     """
-    recipe = with_initial_tokenizer(recipe)
     start = None if resume is None else checkpoint.find(resume)
+    recipe = with_initial_tokenizer(recipe, start)
     if checkpoint.checkpoints(run) and (start is None or start.resolve().parent != run.resolve()):
         raise ConfigError(f"{run} holds checkpoints already; go on with --resume, or choose another folder with --out")
     accelerator = make_accelerator(recipe)

@@ -322,8 +322,30 @@ def test_large_pages_are_left_out(archive: Archive, cache: Path, monkeypatch: py
     bomb = man("bomb", "grows", "word " * 2000)
     noise = man("noise", "does not shrink", os.urandom(5000).hex())
     assert len(bomb) < 4000 < len(noise)
-    archive.add("tool", {f"man/man1/{name}.1.gz": page for name, page in (("bomb", bomb), ("noise", noise))})
-    assert rows("debian:man/tool", cache) == []
+    pages = {"bomb": bomb, "noise": noise, "cat": man("cat", "says miaow", words(60))}
+    archive.add("tool", {f"man/man1/{name}.1.gz": page for name, page in pages.items()})
+    assert [row["page"] for row in rows("debian:man/tool", cache)] == ["cat.1"]
+
+
+@needs_dpkg
+@needs_groff
+def test_packages_without_text_are_refused(archive: Archive, cache: Path) -> None:
+    archive.add("tool", {"man/man1/cat.1.gz": man("cat", "says miaow", "too short")})
+    with pytest.raises(DataError, match=r"^debian:man/tool gives no text of at least 40 words; leave it out of data"):
+        debian_file("debian:man/tool", cache)
+    assert made(cache) == []
+
+
+@needs_dpkg
+@needs_groff
+@pytest.mark.parametrize("request_name", ["so", "cf", "trf"])
+def test_a_page_shows_no_other_file(request_name: str, archive: Archive, cache: Path) -> None:
+    secret = archive.folder / "secret"
+    secret.write_text("the secret is out\n")
+    page = man("cat", "says miaow", f"{words(60)}\n.{request_name} {secret}\n{words(5)}")
+    archive.add("tool", {"man/man1/cat.1.gz": page})
+    (row,) = rows("debian:man/tool", cache)
+    assert "secret" not in row["text"]
 
 
 @pytest.mark.parametrize(
@@ -346,6 +368,15 @@ def test_no_such_package(archive: Archive, cache: Path) -> None:
         debian_file("debian:man/dog*", cache)
     assert archive.calls == ["update"]
     assert made(cache) == []
+
+
+def test_lists_that_came_in_part_are_fetched_again(archive: Archive, cache: Path) -> None:
+    archive.describe("cat", "a synopsis", words(40))
+    (cache / "debian" / "lists").mkdir(parents=True)
+    shutil.copy(archive.folder / "lists" / "a_i18n_Translation-en", cache / "debian" / "lists")
+    (row,) = rows("debian:descriptions", cache)
+    assert row["source"] == "cat"
+    assert archive.calls == ["update"]
 
 
 def test_archive_without_descriptions(archive: Archive, cache: Path) -> None:

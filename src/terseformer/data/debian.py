@@ -9,6 +9,7 @@ import fnmatch
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -24,9 +25,18 @@ MIN_WORDS = 40
 """Words of a description or a page below which it is left out."""
 MAX_PAGE_BYTES = 2**22
 _HEAD = 300
+_APT = "apt"
 _PACKAGES_AT_ONCE = 100
 _SPELLING = re.compile(r"debian:(descriptions|man/(?P<packages>[a-z0-9][a-z0-9+.*?\[\]-]*))")
-_LISTS = ("Acquire::GzipIndexes=false", "Acquire::Languages=en", "APT::Sandbox::User=root", "Debug::NoLocking=true")
+_LISTS = (
+    "Acquire::GzipIndexes=false",
+    "Acquire::Languages=en",
+    "APT::Sandbox::User=root",
+    "APT::Update::Error-Mode=any",
+    "Debug::NoLocking=true",
+)
+_NO_FILES = b".rm so\n.rm cf\n.rm trf\n"
+"""Takes the requests away by which a page could show other files."""
 
 
 def debian_file(source: str, cache: Path) -> Path:
@@ -43,20 +53,30 @@ def debian_file(source: str, cache: Path) -> Path:
 
     Raises:
         ConfigError: the source is misspelled.
-        DataError: a program is missing, there are no such packages, or they cannot be fetched.
+        DataError: a program is missing, there are no such packages, they cannot be fetched, or have no such text.
     """
+    from filelock import FileLock
+
     match = _SPELLING.fullmatch(source)
     if match is None:
         raise ConfigError(f"data.sources: {source!r} must be spelled debian:descriptions or debian:man/PACKAGES")
     path = cache / "debian" / f"{re.sub(r'[^a-z0-9.+-]', lambda m: f'%{ord(m[0]):02x}', source)}.jsonl"
     if not path.is_file():
         folder = path.parent.resolve()  # apt takes a relative path for one of its own
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = _pages(match["packages"], folder) if match["packages"] else _descriptions(folder)
-        with atomic_write(path) as file:
-            for row in rows:
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+        (folder / _APT).mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / _APT / ".lock"):
+            if not path.is_file():
+                rows = _pages(match["packages"], folder) if match["packages"] else _descriptions(folder)
+                _write(path, source, rows)
     return path
+
+
+def _write(path: Path, source: str, rows: Iterator[dict[str, str]]) -> None:
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+        if not file.tell():
+            raise DataError(f"{source} gives no text of at least {MIN_WORDS} words; leave it out of data.sources")
 
 
 def _descriptions(folder: Path) -> Iterator[dict[str, str]]:
@@ -75,7 +95,7 @@ def _descriptions(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def unfolded(body: str) -> str:
-    """The text of a description: lines of a paragraph joined, those that are indented left as they are."""
+    """The text of a description: lines of a paragraph joined; one that is indented or an item begins anew."""
     text = ""
     for line in body.splitlines():
         is_verbatim = line.startswith("  ") or line[1:2] in ("*", "-", "+")
@@ -87,6 +107,8 @@ def unfolded(body: str) -> str:
 
 
 def _pages(packages: str, folder: Path) -> Iterator[dict[str, str]]:
+    if shutil.which("groff") is None:  # before anything is fetched
+        raise _missing("groff")
     known = _packages(_lists(folder))
     wanted = sorted(fnmatch.filter(known, packages))
     if not wanted:
@@ -147,7 +169,7 @@ def _unzipped(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _rendered(roff: bytes) -> str:
     """A manual page as text, a line for each paragraph."""
     arguments = ["-mandoc", "-Tutf8", "-Kutf8", "-P-cbou", "-rLL=10000n", "-rHY=0", "-rIN=4n", "-t"]
-    return _run("groff", *arguments, data=b".ad l\n.nh\n" + roff, may_complain=True)
+    return _run("groff", *arguments, data=_NO_FILES + b".ad l\n.nh\n" + roff, may_complain=True)
 
 
 _RULES = re.compile(r"[\u2500-\u257f]+|[-=_+]{5,}")
@@ -170,19 +192,22 @@ def page_parts(page: str) -> tuple[str, str]:
 
 
 def _options(folder: Path) -> list[str]:
-    places = (f"Dir::State::Lists={folder / 'lists'}", f"Dir::Cache={folder / 'apt'}")
+    places = (f"Dir::State::Lists={folder / 'lists'}", f"Dir::Cache={folder / _APT}")
     return [word for option in (*_LISTS, *places) for word in ("-o", option)]
 
 
 def _lists(folder: Path) -> Path:
     """The folder with apt's lists, fetched once."""
-    lists = folder / "lists"
-    if not any(lists.glob("*_Translation-en")):
-        for place in (lists, folder / "apt" / "archives"):
+    lists, fetched = folder / "lists", folder / _APT / "fetched"
+    if not fetched.is_file():
+        for place in (lists, folder / _APT / "archives"):
             (place / "partial").mkdir(parents=True, exist_ok=True)
         _run("apt-get", *_options(folder), "update")
-    if not any(lists.glob("*_Translation-en")):
-        raise DataError("apt-get update brought no descriptions; debian: sources need a Debian system with a network")
+        if not any(lists.glob("*_Translation-en")):
+            raise DataError(
+                "apt-get update brought no descriptions; debian: sources need a Debian system with a network"
+            )
+        fetched.touch()
     return lists
 
 

@@ -213,13 +213,15 @@ _SMALL_5M = ModelConfig(
 
 
 # Small encoder-decoders of one size, with the best settings that we know. Tied heads let them copy what they have
-# read; a multiplicative head cannot be tied.
+# read; a multiplicative head cannot be tied. Positions without parameters reach as far as documents do.
 
 _SUMMARIZE = Seq2SeqConfig(
     vocab_size=1024,
     hidden_size=128,
     num_encoder_layers=3,
     num_decoder_layers=3,
+    max_position_embeddings=16384,
+    position="sinusoidal",
     feed_forward=DenseFeedForwardConfig(intermediate_size=512),
     head=DenseHeadConfig(tied=True),
 )
@@ -242,6 +244,8 @@ def _summarizers() -> Iterator[tuple[str, Seq2SeqConfig | TerraformerConfig]]:
         hidden_size=128,
         num_encoder_layers=3,
         num_decoder_layers=3,
+        max_position_embeddings=16384,
+        position="sinusoidal",
         num_attention_layers=1,
         sru=SRUConfig(num_layers=1, size=32),
         head=DenseHeadConfig(tied=True),

@@ -303,6 +303,83 @@ def test_weights_that_do_not_fit_name_the_first_place_where_shapes_part() -> Non
         trax_weights.fill(entries, arrays)
 
 
+def lsh(implementation: str = "PureLSHSelfAttention", **options: Any) -> dict[str, Any]:
+    return {"type": "PureLSHSelfAttentionWrapper", "args": {"pure_lsh_implementation": implementation} | options}
+
+
+LANGUAGE = {"vocab_size": 64}
+WRAPPED = {"input_vocab_size": 64, "encoder_attention_type": lsh(), "encoder_decoder_attention_type": lsh()}
+OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "lsh": (
+        "ConfigurableTerraformer",
+        WRAPPED
+        | {
+            "encoder_attention_type": lsh(n_chunks_after=1, n_hashes=2, n_parallel_heads=8, bias=False),
+            "encoder_decoder_attention_type": lsh("MixedLSHSelfAttention", weights_format="sparse", std_length=99),
+        },
+        {
+            "position": "fixed_base",
+            "encoder_attention": c.DenseProjectionConfig(bias=False),
+            "encoder_attention_pattern": c.LSHPatternConfig(chunks_after=1, num_hashes=2),
+            "attention": c.SparseProjectionConfig(qkv_modules=16),
+            "attention_pattern": c.MixedPatternConfig(num_hashes=1, exact_length=99),
+        },
+    ),
+    "lsh, two weights": (
+        "ConfigurableTransformerLM",
+        LANGUAGE | {"attention_type": lsh(weights_format="sparse", num_weights=2, n_buckets=8, chunk_len=4)},
+        {
+            "attention": c.SparseProjectionConfig(qkv_modules=16, share_qk=True),
+            "attention_pattern": c.LSHPatternConfig(num_hashes=1, num_buckets=8, chunk_length=4),
+        },
+    ),
+    "favor": (
+        "ConfigurableTransformer",
+        {
+            "input_vocab_size": 64,
+            "encoder_attention_type": "Favor",
+            "encoder_decoder_attention_type": "CausalFavor",
+            "pos_type": "sin-cos",
+        },
+        {
+            "encoder_attention_pattern": c.FavorPatternConfig(),
+            "attention_pattern": c.FavorPatternConfig(),
+            "position": "sin_cos",
+        },
+    ),
+    "axial": (
+        "ConfigurableTransformerLM",
+        LANGUAGE | {"pos_type": "axial", "pos_axial_shape": [64, 32], "pos_d_axial_embs": [500, 12]},
+        {"position": "axial", "axial_shape": (64, 32), "axial_sizes": (500, 12)},
+    ),
+    "forgetting": (
+        "ConfigurableTerraformer",
+        WRAPPED | {"n_layers_forget": 2, "center_layernorm": False, "pos_type": None},
+        {"forget_every": 2, "norm": "rms_norm", "last_norm": "layer_norm", "position": "learned"},
+    ),
+    "nothing to forget": (
+        "ConfigurableTerraformer",
+        WRAPPED | {"n_layers_forget": 2, "forget_dense": False},
+        {"forget_every": 0, "norm": "layer_norm"},
+    ),
+    "growing": (
+        "ConfigurableTerraformer",
+        WRAPPED | {"half_before_layer": 2, "double_after_layer": 3, "ff_sparsity": [8, 16]},
+        {"half_before_layer": 2, "double_after_layer": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "args", "expected"), OPTIONS.values(), ids=OPTIONS.keys())
+def test_options(name: str, args: dict[str, Any], expected: dict[str, Any]) -> None:
+    """What they amount to, and that the weights in Trax's order fill the model."""
+    described = {"model": name, "args": {"d_model": 512, "d_ff": 64, "max_len": 99, "n_heads": 4} | args}
+    config = trax.model_config(described)
+    assert {key: getattr(config, key) for key in expected} == expected
+    arrays = [np.full(entry.shape, index, np.float32) for index, entry in enumerate(trax_weights.model(config))]
+    assert set(trax.load(described, arrays).state_dict()) > {"embedding.weight"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -313,12 +390,24 @@ def test_weights_that_do_not_fit_name_the_first_place_where_shapes_part() -> Non
         ({"args": {"vocab_size": 64, "surprise": 1}}, "the argument 'surprise' of ConfigurableTransformerLM"),
         ({"args": {"vocab_size": 64, "n_heads": 7}}, "do not fit together: model.hidden_size = 512"),
         ({"args": {"vocab_size": 64, "ff_sparsity": [1, 2, 3]}}, "the number of values of ff_sparsity = 3"),
-        ({"args": {"vocab_size": 64, "attention_type": "Favor"}}, "attention_type = 'Favor' is not known here"),
+        ({"args": {"vocab_size": 64, "attention_type": "LSHSelfAttention"}}, "attention_type = 'LSHSelfAttention'"),
         ({"args": {"vocab_size": 64, "attention_type": ["Attention", "CausalAttention"]}}, "names different types"),
-        ({"model": "ConfigurableTerraformer", "args": {"input_vocab_size": 64}}, "pos_type = 'fixed-base'"),
+        ({"args": {"vocab_size": 64, "pos_type": "infinite"}}, "pos_type = 'infinite' is not known here"),
         (
-            {"model": "ConfigurableTerraformer", "args": {"input_vocab_size": 64, "pos_type": None}},
+            {"model": "ConfigurableTerraformer", "args": {"input_vocab_size": 64}},
             "encoder_decoder_attention_type = 'SelfAttention'",
+        ),
+        (
+            {"model": "ConfigurableTerraformer", "args": WRAPPED | {"double_after_layer": 1, "ff_sparsity": 4}},
+            "ff_sparsity as one number gives layers of different width controllers of different rank",
+        ),
+        ({"args": LANGUAGE | {"attention_type": lsh(num_weights=2)}}, "num_weights = 2 is not known here"),
+        ({"args": LANGUAGE | {"attention_type": lsh(n_buckets=[4, 6])}}, r"n_buckets = \[4, 6\] is not known here"),
+        ({"args": LANGUAGE | {"attention_type": lsh(surprise=1)}}, "the argument 'surprise' of PureLSHSelfAttention"),
+        ({"args": LANGUAGE | {"attention_type": lsh(rotary_position_emb=True)}}, "rotary_position_emb = True is not"),
+        (
+            {"args": LANGUAGE | {"attention_type": {"type": "Favor", "args": {"use_approximate_softmax": True}}}},
+            "use_approximate_softmax = True is not known here",
         ),
     ],
 )

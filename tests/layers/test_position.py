@@ -49,7 +49,7 @@ def fixed_base(layer: FixedBasePositions, position: int, is_start: bool) -> torc
     blocks = []
     for index in range(8):
         block = torch.zeros(layer.digits.shape[-1])
-        for base, weights in zip((11, 13, 14, 15), layer.digits, strict=True):
+        for base, weights in zip((11, 13, 14, 15), layer.digits.view(4, 8, -1), strict=True):
             block = block + position // base**index % base * weights[index]
         blocks.append(block)
     return torch.cat(blocks) + layer.start * is_start
@@ -69,7 +69,7 @@ def test_fixed_base_positions_start_elsewhere_in_training() -> None:
     layer, positions = FixedBasePositions(8).train(), torch.arange(3).expand(4000, 3)
     with torch.no_grad():
         layer.digits.zero_()
-        layer.digits[0, 0] = 1.0  # the last digit in base 11, as the first feature
+        layer.digits[0] = 1.0  # the last digit in base 11, as the first feature
         layer.start.fill_(100.0)
     y = layer(positions)[..., 0]
     first = y[:, 0] - 100

@@ -15,6 +15,7 @@ import torch
 from terseformer import checkpoint
 from terseformer import config as c
 from terseformer.config import ConfigError
+from terseformer.interop.trax_attention import attention, require
 from terseformer.interop.trax_weights import TraxError, fill, model
 from terseformer.model import CausalLM
 from terseformer.models import make_model
@@ -146,7 +147,6 @@ _IRRELEVANT = frozenset(
         "dropout_shared_axes",
         "ff_chunk_size",
         "ff_dropout",
-        "forget_dense",
         "loss_d_lowrank",
         "loss_sparsity_prob",
         "mode",
@@ -155,7 +155,6 @@ _IRRELEVANT = frozenset(
         "use_bfloat16",
     }
 )
-_IRRELEVANT_OPTIONS = frozenset({"causal", "dropout", "force_no_dropout", "max_inference_length", "mode"})
 
 
 class _Arguments:
@@ -168,6 +167,10 @@ class _Arguments:
         """An argument's value; it is used up."""
         return self._values.pop(name, default)
 
+    def get(self, name: str) -> Any:
+        """An argument's value, which somebody else uses up."""
+        return self._values.get(name)
+
     def check_all_used(self, model_name: str) -> None:
         """Raises TraxError for an argument that nobody asked for."""
         left = [name for name in self._values if name not in _IRRELEVANT]
@@ -179,14 +182,12 @@ def _common(a: _Arguments, pos_type: str | None = None) -> dict[str, Any]:
     """What all three models share; `pos_type` is the default."""
     size, units = a.take("d_model", 512), a.take("d_ff", 2048)
     loss_modules = a.take("loss_sparsity", 0)
-    _require("loss_sparsity_type", a.take("loss_sparsity_type", "mult"), "mult")
-    _require("pos_axial_shape", a.take("pos_axial_shape") or None, None)
-    a.take("pos_d_axial_embs")
+    require("loss_sparsity_type", a.take("loss_sparsity_type", "mult"), "mult")
     return {
         "hidden_size": size,
         "num_attention_heads": a.take("n_heads", 8),
         "max_position_embeddings": a.take("max_len", 2048),
-        "position": _position(a.take("pos_type", pos_type)),
+        **_position(a, pos_type),
         "dropout": float(a.take("dropout", 0.1)),
         "feed_forward": _feed_forward(a, size, units),
         "sru": _sru(a.take("ff_use_sru", 0)),
@@ -194,14 +195,13 @@ def _common(a: _Arguments, pos_type: str | None = None) -> dict[str, Any]:
     }
 
 
-def _require(name: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise TraxError(f"{name} = {value!r} is not known here; allowed are {', '.join(map(repr, allowed))}")
-
-
-def _position(kind: str | None) -> str:
-    _require("pos_type", kind, None, "sin-cos")
-    return "learned" if kind is None else "sinusoidal"
+def _position(a: _Arguments, default: str | None) -> dict[str, Any]:
+    """What is not known by name is axial, if there is a shape."""
+    kind, shape, sizes = a.take("pos_type", default), a.take("pos_axial_shape"), a.take("pos_d_axial_embs")
+    if kind and shape and kind not in ("sin-cos", "fixed-base", "infinite", "infinite-affine", "time-bin"):
+        return {"position": "axial", "axial_shape": tuple(shape), "axial_sizes": tuple(sizes or ())}
+    require("pos_type", kind, None, "sin-cos", "fixed-base")
+    return {"position": {None: "learned", "sin-cos": "sin_cos", "fixed-base": "fixed_base"}[kind]}
 
 
 def _sru(value: Any) -> c.SRUConfig:
@@ -218,11 +218,11 @@ def _feed_forward(a: _Arguments, size: int, units: int) -> c.FeedForwardConfig:
         sparsity = [float(word) if "." in word else int(word) for word in sparsity.split()]
     if not sparsity:
         name = activation.get("type") if isinstance(activation, Mapping) else activation
-        _require("ff_activation", name, "Relu", "Gelu")
+        require("ff_activation", name, "Relu", "Gelu")
         return c.DenseFeedForwardConfig(intermediate_size=units, activation="relu" if name == "Relu" else "gelu")
     values = sparsity if isinstance(sparsity, (list, tuple)) else [sparsity, units // sparsity]
     if kind == "1inN":
-        _require("the number of values of ff_sparsity", len(values), 2, 4)
+        require("the number of values of ff_sparsity", len(values), 2, 4)
         block, rank, temperature, quant_prob = [*values, 0.1, 0.3][:4] if len(values) == 2 else values
         return c.SparseFeedForwardConfig(
             intermediate_size=units,
@@ -231,70 +231,21 @@ def _feed_forward(a: _Arguments, size: int, units: int) -> c.FeedForwardConfig:
             temperature=float(temperature),
             quant_prob=float(quant_prob),
         )
-    _require("ff_sparsity_type", kind, "1inN", "Block", "Switch")
+    require("ff_sparsity_type", kind, "1inN", "Block", "Switch")
     experts = c.BlockFeedForwardConfig if kind == "Block" else c.SwitchFeedForwardConfig
     return experts(intermediate_size=units, num_experts=int(values[0]))
 
 
-def _attention(name: str, value: Any, heads: int) -> c.AttentionProjectionConfig:
-    """The projection of an attention: `{"type": NAME, "args": {…}}`, its name, or a list of equal ones."""
-    if isinstance(value, (list, tuple)) and value:
-        if any(other != value[0] for other in value):
-            raise TraxError(f"{name} names different types of attention; here all blocks have the same")
-        value = value[0]
-    kind, options = (value.get("type"), dict(value.get("args", {}))) if isinstance(value, Mapping) else (value, {})
-    modules = options.pop("sparsity", None) or heads
-    config: c.AttentionProjectionConfig
-    match kind:
-        case "Attention" | "CausalAttention":
-            config = c.DenseProjectionConfig()
-        case "LowRankCausalAttention":
-            config = c.LowRankProjectionConfig(rank=options.pop("lowrank", 64))
-        case "MultiplicativeCausalAttention":
-            config = c.MultiplicativeProjectionConfig(qkv_modules=modules)
-        case "MultiplicativeModularCausalAttention":
-            config = c.MultiplicativeModularProjectionConfig(qkv_modules=modules)
-        case "ModularCausalAttention":
-            kernel = options.pop("kernel_size", 1)
-            config = c.LocallyConnectedProjectionConfig(qkv_modules=modules, module_kernel=kernel)
-        case "ConvCausalAttention":
-            kernel = options.pop("kernel_size", 1)
-            config = c.LocalConvolutionProjectionConfig(qkv_modules=modules, module_kernel=kernel, length_kernel=1)
-        case "MultiplicativeConvCausalAttention":
-            config = c.SparseProjectionConfig(
-                qkv_modules=modules,
-                length_kernel=options.pop("length_kernel_size", 3),
-                share_qk=options.pop("share_qk", False),
-                output_layer=options.pop("output_layer_type", "none"),
-                value_input=options.pop("v_concat_type", "none"),
-            )
-        case _:
-            raise TraxError(f"{name} = {kind!r} is not known here; allowed are {', '.join(_ATTENTIONS)}")
-    if left := [option for option in options if option not in _IRRELEVANT_OPTIONS]:
-        raise TraxError(f"the argument {left[0]!r} of {kind} is not known here")
-    if modules == 1 and getattr(config, "module_kernel", None):
-        raise TraxError(f"{kind} with a sparsity of 1 has dense layers in the reference; that is not known here")
-    return config
-
-
-_ATTENTIONS = (
-    "Attention",
-    "CausalAttention",
-    "LowRankCausalAttention",
-    "MultiplicativeCausalAttention",
-    "MultiplicativeModularCausalAttention",
-    "ModularCausalAttention",
-    "ConvCausalAttention",
-    "MultiplicativeConvCausalAttention",
-)
-
-
 def _language_model(a: _Arguments) -> c.ModelConfig:
     common = _common(a)
-    attention = _attention("attention_type", a.take("attention_type", "CausalAttention"), common["num_attention_heads"])
+    projection, pattern = attention(
+        "attention_type", a.take("attention_type", "CausalAttention"), common["num_attention_heads"]
+    )
     vocab_size, layers = a.take("vocab_size"), a.take("n_layers", 6)
     _require_number("vocab_size", vocab_size)
-    return c.ModelConfig(vocab_size=vocab_size, num_hidden_layers=layers, attention=attention, **common)
+    return c.ModelConfig(
+        vocab_size=vocab_size, num_hidden_layers=layers, attention=projection, attention_pattern=pattern, **common
+    )
 
 
 def _require_number(name: str, value: Any) -> None:
@@ -303,21 +254,24 @@ def _require_number(name: str, value: Any) -> None:
 
 
 def _encoder_decoder(
-    a: _Arguments, attention: str, causal_attention: str, pos_type: str | None = None
+    a: _Arguments, encoder_attention: str, causal_attention: str, pos_type: str | None = None
 ) -> dict[str, Any]:
     """What the two encoder-decoders share; the types of attention and of positions are their defaults."""
     common = _common(a, pos_type)
     heads, vocab_size = common["num_attention_heads"], a.take("input_vocab_size")
     _require_number("input_vocab_size", vocab_size)
-    _require("output_vocab_size", a.take("output_vocab_size"), None, vocab_size)
+    require("output_vocab_size", a.take("output_vocab_size"), None, vocab_size)
+    name = "encoder_decoder_attention_type"
+    decoder = attention(name, a.take(name, causal_attention), heads)
+    encoder = attention("encoder_attention_type", a.take("encoder_attention_type", encoder_attention), heads)
     return common | {
         "vocab_size": vocab_size,
         "num_encoder_layers": a.take("n_encoder_layers", 6),
         "num_decoder_layers": a.take("n_decoder_layers", 6),
-        "encoder_attention": _attention("encoder_attention_type", a.take("encoder_attention_type", "Attention"), heads),
-        "attention": _attention(
-            "encoder_decoder_attention_type", a.take("encoder_decoder_attention_type", causal_attention), heads
-        ),
+        "encoder_attention": encoder[0],
+        "encoder_attention_pattern": encoder[1],
+        "attention": decoder[0],
+        "attention_pattern": decoder[1],
     }
 
 
@@ -328,19 +282,26 @@ def _seq2seq(a: _Arguments) -> c.Seq2SeqConfig:
 
 
 def _terraformer(a: _Arguments) -> c.TerraformerConfig:
-    _require("n_layers_forget", a.take("n_layers_forget", 0), 0)
-    for name in ("half_before_layer", "double_after_layer"):
-        _require(name, a.take(name), None, 0)
-    _require("center_layernorm", a.take("center_layernorm", True), True)
+    forget_every, forget_dense = a.take("n_layers_forget", 0), a.take("forget_dense", True)
+    growth: dict[str, Any] = {name: a.take(name) or 0 for name in ("half_before_layer", "double_after_layer")}
+    if any(growth.values()) and isinstance(a.get("ff_sparsity"), int) and a.get("ff_sparsity"):
+        raise TraxError(
+            "ff_sparsity as one number gives layers of different width controllers of different rank, which is not "
+            "known here together with half_before_layer or double_after_layer"
+        )
+    norms: dict[str, Any] = {} if a.take("center_layernorm", True) else {"norm": "rms_norm", "last_norm": "layer_norm"}
     widths = a.take("d_attention_key"), a.take("d_attention_value")
     config = c.TerraformerConfig(
         num_attention_layers=a.take("n_decoder_attention_layers", 2),
         reversible_encoder=a.take("reversible_encoder", False),
         swap_twice=a.take("use_two_swaps_per_encoder_block", True),
+        forget_every=forget_every if forget_dense else 0,  # without a dense layer nothing is forgotten
+        **growth,
+        **norms,
         **_encoder_decoder(a, "SelfAttention", "SelfAttention", "fixed-base"),
     )
     for name, width in zip(("d_attention_key", "d_attention_value"), widths, strict=True):
-        _require(name, width, None, config.head_dim)
+        require(name, width, None, config.head_dim)
     return config
 
 

@@ -27,7 +27,7 @@ class Entry:
     """One weight."""
 
     name: str
-    """Ours."""
+    """Ours; empty for what Trax stores and does not use. Entries of one name are rows of one array."""
     shape: tuple[int, ...]
     """Trax's."""
     turn: Callable[[Array], Array] = lambda array: array
@@ -39,7 +39,7 @@ Entries = list[Entry]
 
 def under(prefix: str, entries: Entries) -> Entries:
     """The weights of a submodule."""
-    return [replace(entry, name=f"{prefix}.{entry.name}") for entry in entries]
+    return [replace(entry, name=f"{prefix}.{entry.name}") if entry.name else entry for entry in entries]
 
 
 def fill(entries: Sequence[Entry], arrays: Sequence[Array]) -> dict[str, Array]:
@@ -61,7 +61,14 @@ def fill(entries: Sequence[Entry], arrays: Sequence[Array]) -> dict[str, Array]:
             f"the file has {len(arrays)} weights, but the model has {len(entries)}; the first that is left over has "
             f"shape {list(arrays[len(entries)].shape)}"
         )
-    return {entry.name: np.ascontiguousarray(entry.turn(a)) for entry, a in zip(entries, arrays, strict=True)}
+    named: dict[str, list[Array]] = {}
+    for entry, array in zip(entries, arrays, strict=True):
+        if entry.name:
+            named.setdefault(entry.name, []).append(entry.turn(array))
+    return {
+        name: np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        for name, parts in named.items()
+    }
 
 
 def _transposed(array: Array) -> Array:
@@ -77,8 +84,8 @@ def dense(size_in: int, size_out: int, bias: bool = True) -> Entries:
 
 
 def layer_norm(size: int, kind: str = "layer_norm") -> Entries:
-    """A gain and, unless it is an RMS norm, a bias."""
-    return [Entry("weight", (size,))] + ([Entry("bias", (size,))] if kind == "layer_norm" else [])
+    """A gain and a bias, which an RMS norm, `center=False`, does not use."""
+    return [Entry("weight", (size,)), Entry("bias" if kind == "layer_norm" else "", (size,))]
 
 
 def low_rank(size_in: int, size_out: int, rank: int) -> Entries:
@@ -162,8 +169,8 @@ def attention_projection(config: c.AttentionProjectionConfig, size: int) -> Entr
     match config:
         case c.SparseProjectionConfig():
             return _sparse_projection(config, size)
-        case c.DenseProjectionConfig():
-            layer = dense(size, size)
+        case c.DenseProjectionConfig(bias=bias):
+            layer = dense(size, size, bias)
         case c.LowRankProjectionConfig(rank=rank):
             layer = low_rank(size, size, rank)
         case c.MultiplicativeProjectionConfig(qkv_modules=s):
@@ -247,9 +254,29 @@ def _embedding(config: c.ModelConfig | c.EncoderDecoderConfig) -> Entries:
 
 
 def _position(config: c.ModelConfig | c.EncoderDecoderConfig, name: str = "position") -> Entries:
-    if config.position != "learned":
-        return []
-    return [Entry(f"{name}.weight", (config.max_position_embeddings, config.hidden_size))]
+    size = config.hidden_size
+    match config.position:
+        case "learned":
+            return [Entry(f"{name}.weight", (config.max_position_embeddings, size))]
+        case "fixed_base":
+            start = Entry(f"{name}.start", (1, 1, size), lambda array: array[0, 0])
+            return [*[Entry(f"{name}.digits", (1, size // 8))] * 32, start]
+        case "axial":
+            return [
+                Entry(f"{name}.tables.{axis}", _along(config.axial_shape, axis, width), _squeezed)
+                for axis, width in enumerate(config.axial_sizes)
+            ]
+        case _:
+            return []
+
+
+def _along(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    """Of an array that is long in one of a box's dimensions."""
+    return (1, *(side if index == axis else 1 for index, side in enumerate(shape)), size)
+
+
+def _squeezed(array: Array) -> Array:
+    return array.reshape(-1, array.shape[-1])
 
 
 def _language_model(config: c.ModelConfig) -> Entries:
@@ -279,17 +306,26 @@ def _seq2seq(config: c.Seq2SeqConfig) -> Entries:
 
 
 def _terraformer(config: c.TerraformerConfig) -> Entries:
-    size = config.hidden_size
+    first, last = config.first, config.last
+    size = first.hidden_size
 
-    def stack(blocks: int, attentions: int, projection: c.AttentionProjectionConfig) -> Entries:
-        attention = under("norm", _norm(config))
-        attention += under("attention.projection", attention_projection(projection, size))
-        layers = ([attention] * attentions + [_feed_forward_layer(config)]) * blocks
-        return [entry for index, layer in enumerate(layers) for entry in under(f"layers.{index}", layer)]
+    def stack(blocks: tuple[c.TerraformerConfig, ...], attentions: int, name: str) -> Entries:
+        entries, forgets = [], config.forgets(len(blocks))
+        for index, block in enumerate(blocks):
+            attention = under("norm", _norm(block))
+            attention += under("attention.projection", attention_projection(getattr(block, name), block.hidden_size))
+            layers = [attention] * attentions + [_feed_forward_layer(block)]
+            for place, layer in enumerate(layers, index * len(layers)):
+                entries += under(f"layers.{place}", layer)
+            if index + 1 in forgets:
+                forget = dense(block.hidden_size, block.hidden_size)
+                entries += under(f"joints.{(index + 1) * len(layers)}.dense", forget)
+        return entries
 
-    entries = _embedding(config) + _position(config, "encoder_position") + _position(config)
-    entries += under("encoder", stack(config.num_encoder_layers, 1, config.encoder_attention))
+    entries = _embedding(first) + _position(first, "encoder_position") + _position(first)
+    entries += under("encoder", stack((first,) * config.num_encoder_layers, 1, "encoder_attention"))
     if not config.reversible_encoder:
-        entries += under("encoder_out", dense(size, size)) + under("encoder_norm", _norm(config))
-    entries += under("decoder", stack(config.num_decoder_layers, config.num_attention_layers, config.attention))
-    return entries + under("norm", _norm(config)) + _head(config)
+        entries += under("encoder_out", dense(size, size))
+        entries += under("encoder_norm", layer_norm(size, config.last_norm_kind))
+    entries += under("decoder", stack(config.decoder_blocks, config.num_attention_layers, "attention"))
+    return entries + under("norm", layer_norm(last.hidden_size, config.last_norm_kind)) + _head(last)

@@ -74,8 +74,8 @@ class FixedBasePositions(nn.Module):
         super().__init__()
         if width % self.NUM_DIGITS:
             raise ValueError(f"width is {width}: it must be a multiple of {self.NUM_DIGITS}")
-        shape = (len(self.BASES), self.NUM_DIGITS, width // self.NUM_DIGITS)
-        self.digits = nn.Parameter(torch.empty(shape).uniform_(-1e-4, 1e-4))
+        rows = len(self.BASES) * self.NUM_DIGITS
+        self.digits = nn.Parameter(torch.empty(rows, width // self.NUM_DIGITS).uniform_(-1e-4, 1e-4))
         self.start = nn.Parameter(torch.empty(width).uniform_(-1e-4, 1e-4))
 
     def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
@@ -89,7 +89,7 @@ class FixedBasePositions(nn.Module):
         bases = torch.tensor(self.BASES, device=positions.device)[:, None]
         powers = bases ** torch.arange(self.NUM_DIGITS, device=positions.device)  # [bases, digits]
         digits = (moved[..., None, None] // powers % bases).to(self.digits.dtype)  # [B, T, bases, digits]
-        x = torch.einsum("btni,niw->btiw", digits, self.digits).flatten(-2)
+        x = torch.einsum("btni,niw->btiw", digits, self.digits.unflatten(0, powers.shape)).flatten(-2)
         if kept is not None:
             x = x * kept
         return x + (positions == 0)[..., None] * self.start

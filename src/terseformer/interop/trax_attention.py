@@ -1,0 +1,134 @@
+"""The types of attention of Trax's models: each a projection and a pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from terseformer import config as c
+from terseformer.interop.trax_weights import TraxError
+
+# What matters only in training or in the reference's own way of decoding.
+_IRRELEVANT_OPTIONS = frozenset({"causal", "dropout", "force_no_dropout", "max_inference_length", "mode"})
+
+
+def require(name: str, value: Any, *allowed: Any) -> None:
+    """Raises TraxError unless an argument has an allowed value."""
+    if value not in allowed:
+        raise TraxError(f"{name} = {value!r} is not known here; allowed are {', '.join(map(repr, allowed))}")
+
+
+def attention(name: str, value: Any, heads: int) -> tuple[c.AttentionProjectionConfig, c.AttentionPatternConfig]:
+    """The parts of an attention: `{"type": NAME, "args": {…}}`, its name, or a list of equal ones.
+
+    Raises:
+        TraxError: it, or an argument of it, is not known here.
+    """
+    if isinstance(value, (list, tuple)) and value:
+        if any(other != value[0] for other in value):
+            raise TraxError(f"{name} names different types of attention; here all blocks have the same")
+        value = value[0]
+    kind, options = (value.get("type"), dict(value.get("args", {}))) if isinstance(value, Mapping) else (value, {})
+    if kind == "PureLSHSelfAttentionWrapper":
+        return _hashed_attention(options)
+    modules = options.pop("sparsity", None) or heads
+    config: c.AttentionProjectionConfig
+    pattern: c.AttentionPatternConfig = c.SoftmaxPatternConfig()
+    match kind:
+        case "Favor" | "CausalFavor":
+            config, pattern = c.DenseProjectionConfig(), c.FavorPatternConfig()
+            require("numerical_stabilizer", options.pop("numerical_stabilizer", 0.001), 0.001)
+            require("use_approximate_softmax", options.pop("use_approximate_softmax", False), False)
+            for unused in ("n_random_features", "scale_by_norm", "normalize_data", "epsilon"):
+                options.pop(unused, None)
+        case "Attention" | "CausalAttention":
+            config = c.DenseProjectionConfig()
+        case "LowRankCausalAttention":
+            config = c.LowRankProjectionConfig(rank=options.pop("lowrank", 64))
+        case "MultiplicativeCausalAttention":
+            config = c.MultiplicativeProjectionConfig(qkv_modules=modules)
+        case "MultiplicativeModularCausalAttention":
+            config = c.MultiplicativeModularProjectionConfig(qkv_modules=modules)
+        case "ModularCausalAttention":
+            kernel = options.pop("kernel_size", 1)
+            config = c.LocallyConnectedProjectionConfig(qkv_modules=modules, module_kernel=kernel)
+        case "ConvCausalAttention":
+            kernel = options.pop("kernel_size", 1)
+            config = c.LocalConvolutionProjectionConfig(qkv_modules=modules, module_kernel=kernel, length_kernel=1)
+        case "MultiplicativeConvCausalAttention":
+            config = c.SparseProjectionConfig(
+                qkv_modules=modules,
+                length_kernel=options.pop("length_kernel_size", 3),
+                share_qk=options.pop("share_qk", False),
+                output_layer=options.pop("output_layer_type", "none"),
+                value_input=options.pop("v_concat_type", "none"),
+            )
+        case _:
+            raise TraxError(f"{name} = {kind!r} is not known here; allowed are {', '.join(_ATTENTIONS)}")
+    if left := [option for option in options if option not in _IRRELEVANT_OPTIONS]:
+        raise TraxError(f"the argument {left[0]!r} of {kind} is not known here")
+    if modules == 1 and getattr(config, "module_kernel", None):
+        raise TraxError(f"{kind} with a sparsity of 1 has dense layers in the reference; that is not known here")
+    return config, pattern
+
+
+# Where and how the reference computes LSH attention, and what its decoder remembers.
+_IRRELEVANT_FOR_HASHES = frozenset(
+    {
+        "attention_dropout",
+        "max_length_for_buckets",
+        "n_parallel_heads",
+        "output_dropout",
+        "predict_drop_len",
+        "predict_mem_len",
+        "use_python_loop",
+        "use_reference_code",
+    }
+)
+
+
+def _hashed_attention(options: dict[str, Any]) -> tuple[c.AttentionProjectionConfig, c.AttentionPatternConfig]:
+    """`PureLSHSelfAttentionWrapper`."""
+    kind, weights = options.pop("pure_lsh_implementation", None), options.pop("num_weights", 3)
+    kind = kind.get("type") if isinstance(kind, Mapping) else kind
+    require("pure_lsh_implementation", kind, "PureLSHSelfAttention", "MixedLSHSelfAttention")
+    layout, modules = options.pop("weights_format", "model"), options.pop("sparsity", 16)
+    require("weights_format", layout, "model", "sparse")
+    require("num_weights", weights, *((2, 3) if layout == "sparse" else (3,)))
+    require("rotary_position_emb", options.pop("rotary_position_emb", False), False)
+    bias, buckets = options.pop("bias", True), options.pop("n_buckets", None)
+    if isinstance(buckets, (list, tuple)):
+        raise TraxError(f"n_buckets = {buckets!r} is not known here; allowed are None and an even number")
+    fields = {
+        "chunk_length": options.pop("chunk_len", 128),
+        "chunks_before": options.pop("n_chunks_before", 1),
+        "chunks_after": options.pop("n_chunks_after", 0),
+        "num_hashes": options.pop("n_hashes", 1),
+        "num_buckets": buckets or 0,
+    }
+    exact = options.pop("std_length", None) if kind == "MixedLSHSelfAttention" else None
+    if left := [option for option in options if option not in _IRRELEVANT_OPTIONS | _IRRELEVANT_FOR_HASHES]:
+        raise TraxError(f"the argument {left[0]!r} of PureLSHSelfAttentionWrapper is not known here")
+    projection = (
+        c.SparseProjectionConfig(qkv_modules=modules, share_qk=weights == 2)
+        if layout == "sparse"
+        else c.DenseProjectionConfig(bias=bias)
+    )
+    if exact is None:
+        return projection, c.LSHPatternConfig(**fields)
+    return projection, c.MixedPatternConfig(**fields, exact_length=exact)
+
+
+_ATTENTIONS = (
+    "Attention",
+    "CausalAttention",
+    "LowRankCausalAttention",
+    "MultiplicativeCausalAttention",
+    "MultiplicativeModularCausalAttention",
+    "ModularCausalAttention",
+    "ConvCausalAttention",
+    "MultiplicativeConvCausalAttention",
+    "PureLSHSelfAttentionWrapper",
+    "Favor",
+    "CausalFavor",
+)

@@ -187,6 +187,42 @@ void Rotary::rotate(float* x, int position) const {
     }
 }
 
+Pattern::Pattern(const Options& options, const std::string& section)
+    : shared_(false), exact_length_(0), chunk_length_(0), chunks_before_(0), chunks_after_(0) {
+    const std::string& kind = options.text(section + ".kind");
+    if (kind == "local") {
+        chunk_length_ = options.size(section + ".chunk_length");
+        chunks_before_ = options.size(section + ".chunks_before", 0);
+        chunks_after_ = options.size(section + ".chunks_after", 0);
+    } else if (kind == "lsh" || kind == "mixed") {
+        shared_ = true;
+        exact_length_ = kind == "mixed" ? options.size(section + ".exact_length", 0) : 0;
+    } else if (kind != "softmax") {
+        throw std::invalid_argument("the engine has no attention pattern " + kind);
+    }
+}
+
+Range Pattern::causal(int position) const {
+    if (shared_ && position >= exact_length_) {
+        return {0, std::max(position, 1)};  // the first has nothing but itself
+    }
+    return {bidirectional(position, position + 1).begin, position + 1};
+}
+
+Range Pattern::bidirectional(int position, int length) const {
+    if (chunk_length_ == 0) {
+        return {0, length};
+    }
+    const std::int64_t chunk = position / chunk_length_;
+    const std::int64_t begin = (chunk - chunks_before_) * chunk_length_;
+    const std::int64_t end = (chunk + chunks_after_ + 1) * chunk_length_;
+    return {static_cast<int>(std::max<std::int64_t>(begin, 0)), static_cast<int>(std::min<std::int64_t>(end, length))};
+}
+
+int Pattern::exact(int position, int rows) const {
+    return shared_ ? std::clamp(exact_length_ - position, 0, rows) : rows;
+}
+
 Heads::Heads(const Options& options)
     : size(options.size("hidden_size")),
       count(options.size("num_attention_heads")),
@@ -214,19 +250,24 @@ void Heads::apply(Context& context, const Output& output, float* out, const Atte
 }
 
 // A few rows at a time: memory for the scores grows with the positions, not with their square.
-void Heads::look(Context& context, const KeyValues& cache, int head, const float* queries, int rows, int seen, int step,
-                 float* out, bool add) const {
+template <typename Sees>
+void Heads::look(Context& context, const KeyValues& cache, int head, const float* queries, int rows, const Sees& sees,
+                 bool unit_keys, float* out, bool add) const {
     float* const scores = context.scores();
     const std::ptrdiff_t scores_row = context.work.capacity;
     const Kernels::Matmul matmul = kernels().matmul[static_cast<std::size_t>(Dtype::f32)];
     for (int t = 0; t < rows; t += kQueries) {
         const int some = std::min(kQueries, rows - t);
-        const int start = seen + t * step;  // positions that the first row sees
-        const int length = start + (some - 1) * step;
+        int begin = sees(t).begin, end = sees(t).end;  // what any of them sees
+        for (int row = 1; row < some; ++row) {
+            begin = std::min(begin, sees(t + row).begin);
+            end = std::max(end, sees(t + row).end);
+        }
+        begin = begin / kPanel * kPanel;
         const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(t) * size;
 
         MatmulTask task{};
-        task.weights = cache.keys(head);
+        task.weights = cache.keys(head) + index(begin) * index(width);
         task.x = queries + at;
         task.x_row = size;
         task.inputs = width;
@@ -234,17 +275,22 @@ void Heads::look(Context& context, const KeyValues& cache, int head, const float
         task.panel_inputs = index(width);
         task.y = scores;
         task.y_row = scores_row;
-        task.outputs = length;
-        matmul(task, 0, panels(length), 0, some);
+        task.outputs = end - begin;
+        matmul(task, 0, panels(end - begin), 0, some);
+        if (unit_keys) {
+            divide_by_lengths(cache.keys(head) + index(begin) * index(width), end - begin, scores, some, scores_row);
+        }
         for (int row = 0; row < some; ++row) {
             float* const weights = scores + row * scores_row;
-            kernels().softmax(weights, start + row * step);
-            std::fill(weights + start + row * step, weights + length, 0.0f);
+            const Range seen{sees(t + row).begin - begin, sees(t + row).end - begin};
+            std::fill_n(weights, seen.begin, 0.0f);
+            kernels().softmax(weights + seen.begin, seen.end - seen.begin);
+            std::fill(weights + seen.end, weights + end - begin, 0.0f);
         }
-        task.weights = cache.values(head);
+        task.weights = cache.values(head) + index(begin) * kPanel;
         task.x = scores;
         task.x_row = scores_row;
-        task.inputs = length;
+        task.inputs = end - begin;
         task.panel_inputs = index(cache.capacity());
         task.y = out + at;
         task.y_row = size;
@@ -254,9 +300,37 @@ void Heads::look(Context& context, const KeyValues& cache, int head, const float
     }
 }
 
+// Scores [rows][scores_row] of keys in panels, as if each key had length 1: sqrt(mean(key^2) + 1e-6) sqrt(width).
+void Heads::divide_by_lengths(const float* keys, int count, float* scores, int rows, std::ptrdiff_t scores_row) const {
+    for (int first = 0; first < count; first += kPanel, keys += width * kPanel) {
+        float squares[kPanel] = {};
+        for (int i = 0; i < width; ++i) {
+            for (int lane = 0; lane < kPanel; ++lane) {
+                squares[lane] += keys[i * kPanel + lane] * keys[i * kPanel + lane];
+            }
+        }
+        const int lanes = std::min(kPanel, count - first);
+        for (int lane = 0; lane < lanes; ++lane) {
+            const float factor = scale / std::sqrt(squares[lane] / static_cast<float>(width) + 1e-6f);
+            for (int row = 0; row < rows; ++row) {
+                scores[row * scores_row + first + lane] *= factor;
+            }
+        }
+    }
+}
+
+void Heads::scale_queries(float* queries, int rows) const {
+    for (int t = 0; t < rows; ++t) {
+        for (int i = 0; i < width; ++i) {
+            queries[t * size + i] *= scale;
+        }
+    }
+}
+
 CausalAttention::CausalAttention(Builder& builder, const std::string& norm, const std::string& name, int layer,
                                  const Rotary* rotary)
     : heads_(builder.options),
+      pattern_(builder.options, "attention_pattern"),
       layer_(layer),
       rotary_(rotary),
       norm_(builder, norm, heads_.size),
@@ -269,14 +343,29 @@ void CausalAttention::apply(Context& context, const float* in, float* out) const
     });
 }
 
-// One head of one run: its new keys and values are written, then the queries look at all of them.
+// One head of one run: its new keys and values are written, then the queries look at them and at earlier ones.
 void CausalAttention::attend(Context& context, const Run& run, int head, float* out, bool add) const {
+    write(context, run, head);
+    const KeyValues& cache = run.session->cache(layer_);
+    const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(run.first) * heads_.size + head * heads_.width;
+    float* const queries = context.work.q.data() + at;
+    const int position = run.session->prefix() + context.batch.positions[index(run.first)];
+    const int exact = pattern_.exact(position, run.count);
+    heads_.scale_queries(queries, exact);
+    for (const bool unit_keys : {false, true}) {
+        const int from = unit_keys ? exact : 0;
+        const int to = unit_keys ? run.count : exact;
+        const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(from) * heads_.size;
+        const auto sees = [&](int row) { return pattern_.causal(position + from + row); };
+        heads_.look(context, cache, head, queries + offset, to - from, sees, unit_keys, out + at + offset, add);
+    }
+}
+
+void CausalAttention::write(Context& context, const Run& run, int head) const {
     Workspace& work = context.work;
     KeyValues& cache = run.session->cache(layer_);
-    const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(run.first) * heads_.size + head * heads_.width;
-    const int prefix = run.session->prefix();
     for (int t = 0; t < run.count; ++t) {
-        const std::ptrdiff_t at = first + static_cast<std::ptrdiff_t>(t) * heads_.size;
+        const std::size_t at = index(run.first + t) * index(heads_.size) + index(head * heads_.width);
         const int position = context.batch.positions[index(run.first + t)];
         float* const query = work.q.data() + at;
         float* const key = work.k.data() + at;
@@ -284,17 +373,18 @@ void CausalAttention::attend(Context& context, const Run& run, int head, float* 
             rotary_->rotate(query, position);
             rotary_->rotate(key, position);
         }
-        for (int i = 0; i < heads_.width; ++i) {
-            query[i] *= heads_.scale;
+        if (pattern_.shared()) {
+            for (int i = 0; i < heads_.width; ++i) {
+                query[i] = key[i] = (query[i] + key[i]) / 2;
+            }
         }
-        cache.write(head, prefix + position, key, work.v.data() + at);
+        cache.write(head, run.session->prefix() + position, key, work.v.data() + at);
     }
-    const int seen = prefix + context.batch.positions[index(run.first)] + 1;
-    heads_.look(context, cache, head, work.q.data() + first, run.count, seen, 1, out + first, add);
 }
 
 BidirectionalAttention::BidirectionalAttention(Builder& builder, const std::string& norm, const std::string& name)
     : heads_(builder.options),
+      pattern_(builder.options, "encoder_attention_pattern"),
       norm_(builder, norm, heads_.size),
       projection_(make_projection(builder, name + ".projection", "encoder_attention", heads_.size)) {}
 
@@ -321,11 +411,12 @@ void BidirectionalAttention::prepare(Context& context, const float* in) const {
 
 void BidirectionalAttention::apply(Context& context, const float*, float* out) const {
     heads_.apply(context, projection_->output(), out, [&](const Run& run, int head, float* merged, bool add) {
-        const std::size_t position = index(context.batch.positions[index(run.first)]);
+        const int position = context.batch.positions[index(run.first)];
         const std::size_t offset = index(head * heads_.width);
-        const float* const queries = context.work.queries.data() + position * index(heads_.size) + offset;
+        const float* const queries = context.work.queries.data() + index(position) * index(heads_.size) + offset;
+        const auto sees = [&](int row) { return pattern_.bidirectional(position + row, run.session->capacity()); };
         float* const to = merged + index(run.first) * index(heads_.size) + offset;
-        heads_.look(context, run.session->cache(0), head, queries, run.count, run.session->capacity(), 0, to, add);
+        heads_.look(context, run.session->cache(0), head, queries, run.count, sees, false, to, add);
     });
 }
 
@@ -362,13 +453,9 @@ void CrossAttention::apply(Context& context, const float* in, float* out) const 
     heads_.apply(context, output_, out, [&](const Run& run, int head, float* merged, bool add) {
         const std::size_t first = index(run.first) * index(heads_.size) + index(head * heads_.width);
         float* const queries = work.q.data() + first;
-        for (int t = 0; t < run.count; ++t) {
-            for (int i = 0; i < heads_.width; ++i) {
-                queries[t * heads_.size + i] *= heads_.scale;
-            }
-        }
-        const int seen = run.session->source_length();
-        heads_.look(context, run.session->source(cross_), head, queries, run.count, seen, 0, merged + first, add);
+        heads_.scale_queries(queries, run.count);
+        const auto sees = [&](int) { return Range{0, run.session->source_length()}; };
+        heads_.look(context, run.session->source(cross_), head, queries, run.count, sees, false, merged + first, add);
     });
 }
 

@@ -1,4 +1,4 @@
-// Attention: a projection times a softmax.
+// Attention: a projection times a pattern.
 #pragma once
 
 #include <memory>
@@ -39,6 +39,29 @@ private:
     Buffer cosines_, sines_;  // [positions][head_dim / 2]
 };
 
+// Which positions a row looks at, and as what.
+class Pattern {
+public:
+    Pattern(const Options& options, const std::string& section);
+
+    Range causal(int position) const;                     // up to the position
+    Range bidirectional(int position, int length) const;  // of so many
+
+    // The mean of query and key is both. This is what decoding makes of LSH.
+    bool shared() const { return shared_; }
+
+    // Of rows from `position` on, those that look at keys as they are, with scaled queries. Later ones look at keys of
+    // length 1, and not at themselves.
+    int exact(int position, int rows) const;
+
+private:
+    bool shared_;
+    int exact_length_;   // positions below it are exact
+    int chunk_length_;   // 0: all is one chunk
+    int chunks_before_;  // that a row looks at besides its own
+    int chunks_after_;
+};
+
 // What all attention layers share.
 struct Heads {
     explicit Heads(const Options& options);
@@ -51,12 +74,18 @@ struct Heads {
     template <typename Attend>
     void apply(Context& context, const Output& output, float* out, const Attend& attend) const;
 
-    // Some rows of one head: each looks at `seen` positions, and at `step` more than the row before it.
-    void look(Context& context, const KeyValues& cache, int head, const float* queries, int rows, int seen, int step,
-              float* out, bool add) const;
+    // Some rows of one head: each looks at the positions `sees(row)`. Keys may be divided by their lengths.
+    template <typename Sees>
+    void look(Context& context, const KeyValues& cache, int head, const float* queries, int rows, const Sees& sees,
+              bool unit_keys, float* out, bool add) const;
+
+    void scale_queries(float* queries, int rows) const;  // of one head
+
+private:
+    void divide_by_lengths(const float* keys, int count, float* scores, int rows, std::ptrdiff_t scores_row) const;
 };
 
-// Attention of tokens to those up to them.
+// Attention of tokens to those before them and to themselves.
 class CausalAttention : public Sublayer {
 public:
     CausalAttention(Builder& builder, const std::string& norm, const std::string& name, int layer, const Rotary* rotary);
@@ -64,8 +93,10 @@ public:
 
 private:
     void attend(Context& context, const Run& run, int head, float* out, bool add) const;
+    void write(Context& context, const Run& run, int head) const;
 
     Heads heads_;
+    Pattern pattern_;
     int layer_;
     const Rotary* rotary_;
     Norm norm_;
@@ -81,6 +112,7 @@ public:
 
 private:
     Heads heads_;
+    Pattern pattern_;
     Norm norm_;
     std::unique_ptr<Projection> projection_;
 };

@@ -24,7 +24,7 @@ def rounded(weights: dict[str, Tensor], dtype: Dtype) -> dict[str, Tensor]:
     result = dict(weights)
     for name, x in weights.items():
         kind = name.rsplit(".", 1)[-1]
-        if x.dim() < 2 or kind == "modules_weight" or name in ("position.weight", "encoder_position.weight"):
+        if x.dim() < 2 or kind == "modules_weight" or "position." in name:
             continue
         if kind == "features_weight":
             result[name] = _round_rows(x.T, dtype).T

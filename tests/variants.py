@@ -120,31 +120,27 @@ _WHOLE = {
     "one_layer_one_head": _model(num_hidden_layers=1, num_attention_heads=1, attention=_ATTENTION["locally_connected"]),
 }
 
-VARIANTS: dict[str, ModelConfig] = {
-    **{f"attention-{name}": _model(attention=config) for name, config in _ATTENTION.items()},
-    **{f"feed_forward-{name}": _model(feed_forward=config) for name, config in _FEED_FORWARD.items()},
-    **{f"head-{name}": _model(head=config) for name, config in _HEAD.items()},
-    **{f"sru-{n}": _model(sru=SRUConfig(num_layers=n, size=9)) for n in (1, 2)},
-    **{f"position-{position}": _model(position=position) for position in ("learned", "sinusoidal", "rotary")},
-    **{f"norm-{norm}": _model(norm=norm) for norm in ("layer_norm", "rms_norm")},
-    **{f"whole-{name}": config for name, config in _WHOLE.items()},
-}
-
-
-_PATTERN = {
+_PATTERN: dict[str, LocalPatternConfig | LSHPatternConfig | MixedPatternConfig] = {
     "local": LocalPatternConfig(chunk_length=3),
     "local_one_chunk": LocalPatternConfig(chunk_length=4, chunks_before=0),
     # Windows over all tokens: the whole form, too, is exact.
     "lsh": LSHPatternConfig(chunk_length=6),
     "lsh_4_chunks": LSHPatternConfig(chunk_length=3, num_hashes=3, chunks_before=2, chunks_after=1),
     "mixed": MixedPatternConfig(chunk_length=6, exact_length=MAX_POSITION),
-    "favor": FavorPatternConfig(),
-    "favor_softmax": FavorSoftmaxPatternConfig(num_features=12),
 }
-PYTORCH_ONLY: dict[str, ModelConfig] = {
-    "position-sin_cos": _model(position="sin_cos"),
+
+VARIANTS: dict[str, ModelConfig] = {
+    **{f"attention-{name}": _model(attention=config) for name, config in _ATTENTION.items()},
+    **{f"feed_forward-{name}": _model(feed_forward=config) for name, config in _FEED_FORWARD.items()},
+    **{f"head-{name}": _model(head=config) for name, config in _HEAD.items()},
+    **{f"sru-{n}": _model(sru=SRUConfig(num_layers=n, size=9)) for n in (1, 2)},
+    **{
+        f"position-{position}": _model(position=position) for position in ("learned", "sinusoidal", "sin_cos", "rotary")
+    },
     "position-fixed_base": _model(position="fixed_base", hidden_size=24),
     "position-axial": _model(position="axial", axial_shape=(4, 3), axial_sizes=(19, 11)),
+    **{f"norm-{norm}": _model(norm=norm) for norm in ("layer_norm", "rms_norm")},
+    **{f"whole-{name}": config for name, config in _WHOLE.items()},
     **{f"pattern-{name}": _model(attention_pattern=config) for name, config in _PATTERN.items()},
     "pattern-lsh_sparse_rotary": _model(
         attention_pattern=_PATTERN["lsh"], attention=SparseProjectionConfig(qkv_modules=5), position="rotary"
@@ -152,6 +148,11 @@ PYTORCH_ONLY: dict[str, ModelConfig] = {
     "pattern-local_sparse": _model(
         attention_pattern=_PATTERN["local"], attention=SparseProjectionConfig(qkv_modules=5, share_qk=True)
     ),
+}
+
+PYTORCH_ONLY: dict[str, ModelConfig] = {
+    "pattern-favor": _model(attention_pattern=FavorPatternConfig()),
+    "pattern-favor_softmax": _model(attention_pattern=FavorSoftmaxPatternConfig(num_features=12)),
 }
 """Variants that the engine does not decode."""
 
@@ -219,6 +220,10 @@ ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
     **{f"seq2seq-head_{name}": _seq2seq(head=config) for name, config in _HEAD.items()},
     "seq2seq-sru": _seq2seq(sru=SRUConfig(num_layers=2, size=9)),
     "seq2seq-sinusoidal_rms": _seq2seq(position="sinusoidal", norm="rms_norm"),
+    **{f"seq2seq-{position}": _seq2seq(position=position, hidden_size=24) for position in ("sin_cos", "fixed_base")},
+    "seq2seq-axial": _seq2seq(position="axial", axial_shape=(4, 3), axial_sizes=(19, 11)),
+    "seq2seq-local": _seq2seq(encoder_attention_pattern=LocalPatternConfig(chunk_length=2, chunks_after=1)),
+    "seq2seq-lsh": _seq2seq(attention_pattern=_PATTERN["lsh"]),
     "seq2seq-deep_encoder": _seq2seq(num_encoder_layers=3, num_decoder_layers=1, num_attention_heads=1),
     "seq2seq-scaling": _seq2seq(**_SCALING, cross_attention=SparseCrossProjectionConfig(qkv_modules=6)),
     **{
@@ -236,6 +241,12 @@ ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
     "terraformer-tied_sinusoidal_rms": _terraformer(
         head=DenseHeadConfig(tied=True), position="sinusoidal", norm="rms_norm"
     ),
+    "terraformer-local": _terraformer(
+        encoder_attention_pattern=LocalPatternConfig(chunk_length=4, chunks_before=0, chunks_after=1),
+        attention_pattern=LocalPatternConfig(chunk_length=5),
+    ),
+    "terraformer-lsh": _terraformer(attention_pattern=LSHPatternConfig(chunk_length=MAX_POSITION)),
+    "terraformer-fixed_base": _terraformer(position="fixed_base", hidden_size=24),
     "terraformer-scaling": _terraformer(**_SCALING),
     "terraformer-scaling_reversible": _terraformer(**_SCALING, reversible_encoder=True, num_attention_layers=1),
 }

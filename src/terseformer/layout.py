@@ -56,11 +56,13 @@ def declare(config: AnyConfig, dtype: Dtype) -> list[Entry]:
 
 def _undecoded(config: AnyConfig) -> Iterator[tuple[str, object]]:
     """The keys, and their values, of what the engine does not know."""
-    is_decoder = isinstance(config, c.ModelConfig)
-    for name in ("attention_pattern",) if is_decoder else ("attention_pattern", "encoder_attention_pattern"):
-        if (kind := getattr(config, name).kind) != "softmax":
-            yield f"{name}.kind", kind
-    if config.position not in (("learned", "sinusoidal", "rotary") if is_decoder else ("learned", "sinusoidal")):
+    if (kind := config.attention_pattern.kind) not in ("softmax", "local", "lsh", "mixed"):
+        yield "attention_pattern.kind", kind
+    if isinstance(config, c.ModelConfig):
+        return
+    if (kind := config.encoder_attention_pattern.kind) not in ("softmax", "local"):
+        yield "encoder_attention_pattern.kind", kind
+    if config.position == "rotary":
         yield "position", config.position
     if isinstance(config, c.TerraformerConfig):
         for name in ("forget_every", "half_before_layer", "double_after_layer"):
@@ -268,12 +270,26 @@ def _model(config: AnyConfig, pack: _Pack) -> Iterator[Entry]:
 
 
 def _positions(config: AnyConfig, name: str, pack: _Pack) -> Iterator[Entry]:
+    """A vector for each position, whatever makes it in layers/position.py."""
     positions, size = config.max_position_embeddings, config.hidden_size
-    if config.position == "learned":
-        yield from pack.vector(f"{name}.weight", positions, size)
-    elif config.position == "sinusoidal":
-        declared = Declared("F32", (positions, size))
-        yield Entry(f"{name}.weight", declared, {}, lambda _: _sinusoids(positions, size))
+    declared = Declared("F32", (positions, size))
+    match config.position:
+        case "learned":
+            yield from pack.vector(f"{name}.weight", positions, size)
+        case "sinusoidal":
+            yield Entry(f"{name}.weight", declared, {}, lambda _: _sinusoids(positions, size))
+        case "sin_cos":
+            halves = [*range(0, size, 2), *range(1, size, 2)]
+            yield Entry(f"{name}.weight", declared, {}, lambda _: _sinusoids(positions, size)[:, halves])
+        case "fixed_base":
+            sources: dict[str, tuple[int, ...]] = {f"{name}.digits": (32, size // 8), f"{name}.start": (size,)}
+            yield Entry(f"{name}.weight", declared, sources, lambda w: _digits(positions, *(w[key] for key in sources)))
+        case "axial":
+            sides = zip(config.axial_shape, config.axial_sizes, strict=True)
+            tables = {f"{name}.tables.{axis}": side for axis, side in enumerate(sides)}
+            yield Entry(
+                f"{name}.weight", declared, dict(tables), lambda w: _axial(positions, [w[key] for key in tables])
+            )
 
 
 def _block(config: AnyConfig, name: str, attention: c.AttentionProjectionConfig, pack: _Pack) -> Iterator[Entry]:
@@ -314,6 +330,21 @@ def _sinusoids(positions: int, size: int) -> Array:
     steps = np.arange(0, size, 2, dtype=np.float32)
     angles = np.arange(positions, dtype=np.float32)[:, None] * np.exp(steps * np.float32(-np.log(10000.0) / size))
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(positions, -1)[:, :size]
+
+
+def _digits(positions: int, weights: Array, start: Array) -> Array:
+    """The digits of positions in the bases 11, 13, 14 and 15, each times its vector of `weights`."""
+    bases = np.array([11, 13, 14, 15])[:, None]
+    digits = np.arange(positions)[:, None, None] // bases ** np.arange(8) % bases  # [positions, bases, 8]
+    rows = np.einsum("tni,niw->tiw", digits.astype(np.float32), weights.reshape(4, 8, -1)).reshape(positions, -1)
+    rows[0] += start
+    return rows
+
+
+def _axial(positions: int, tables: list[Array]) -> Array:
+    """The vectors of the coordinates of positions, the last of which runs fastest."""
+    places = np.unravel_index(np.arange(positions), tuple(len(table) for table in tables))
+    return np.concatenate([table[place] for table, place in zip(tables, places, strict=True)], axis=1)
 
 
 def _norm(config: AnyConfig, name: str, pack: _Pack) -> Iterator[Entry]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terseformer.bench.memory import forget_peak, in_use, peak_in_use
 from terseformer.bench.timing import processor
 from terseformer.blocks import self_attention
 from terseformer.config import (
@@ -54,16 +55,10 @@ MEGABYTE = 2**20
 
 def step(run: Callable[[], Tensor]) -> dict[str, Any]:
     """Seconds of a forward and a backward pass, and the peak of memory less what was in use before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, start = in_use("VmRSS"), time.perf_counter()
+    forget_peak()
+    before, start = in_use(), time.perf_counter()
     run().sum().backward()
-    return {"seconds": time.perf_counter() - start, "bytes": in_use("VmHWM") - before}
-
-
-def in_use(what: str) -> int:
-    """Bytes of memory that this process has now, `VmRSS`, or at its peak, `VmHWM`."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
-    return int(line.split()[1]) * 1024
+    return {"seconds": time.perf_counter() - start, "bytes": peak_in_use() - before}
 
 
 def of_depth(name: str, layers: int) -> dict[str, Any]:

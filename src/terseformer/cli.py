@@ -376,13 +376,20 @@ def _info(args: Sequence[str]) -> None:
 
 def _bench(args: Sequence[str]) -> None:
     def bench(
-        groups: tuple[Literal["800m", "0.8b", "tiny", "17b", "17b-whole"], ...] = (
-            "800m",
-            "0.8b",
-            "tiny",
-            "17b",
-            "17b-whole",
-        ),
+        groups: tuple[
+            Literal[
+                "800m",
+                "0.8b",
+                "tiny",
+                "terraformer",
+                "sources",
+                "17b",
+                "terraformer-17b",
+                "17b-whole",
+                "terraformer-17b-whole",
+            ],
+            ...,
+        ] = (),
         repetitions: int = 9,
         threads: int = 0,
         plot: Path | None = None,
@@ -391,8 +398,9 @@ def _bench(args: Sequence[str]) -> None:
         """Measures decoding on this machine against its floors, dense models and other libraries; random weights.
 
         Args:
-            groups: the paper's 800M rows, types of numbers and other libraries at 0.8B, the overhead of a token, one
-                block of the paper's 17B rows, and its whole sparse 17B model. All keep some 50 GB in the cache.
+            groups: without any, all: the paper's 800M rows, types of numbers and other libraries at 0.8B, the overhead
+                of a token, encoder-decoders of 800M, the time to read long sources, one block of the paper's 17B rows
+                and encoder-decoders, and the whole sparse 17B models. All keep some 90 GB in the cache.
             repetitions: rounds in which all models of a group take their turn.
             threads: 0: the physical cores, or TERSE_THREADS.
             plot: an image to write, .svg or .png.
@@ -406,7 +414,7 @@ def _bench(args: Sequence[str]) -> None:
                 print(f"{count} threads: {1e3 * seconds:.3f} ms a token")
             print(f"from now on: {default_threads()} threads")
             return
-        bench.show(bench.bench(groups, repetitions, threads), plot)
+        bench.show(bench.bench(groups or bench.GROUPS, repetitions, threads), plot)
 
     _call("bench", bench, args)
 

@@ -12,7 +12,7 @@ import pytest
 
 from terseformer import native
 from terseformer.accounting import account
-from terseformer.bench import decode, floors, parity, show
+from terseformer.bench import decode, floors, parity, show, sources
 from terseformer.bench.models import RandomWeights, bytes_read, random_model
 from terseformer.bench.timing import in_turn, measured_in_turn, spread
 from terseformer.engine import Engine
@@ -45,6 +45,17 @@ def test_bytes_read_are_those_of_the_accounting_but_for_padding() -> None:
         assert bytes_read(config, "int8", 0) < 0.35 * expected
         cache = 2 * 4 * config.hidden_size * config.num_hidden_layers * 10
         assert bytes_read(config, "f32", 10) - bytes_read(config, "f32", 0) == cache
+
+
+@pytest.mark.parametrize("kind", ["dense", "scaling", "terraformer"])
+def test_a_source_is_not_read_again_for_each_token(kind: str) -> None:
+    config = preset(f"summarize-1m-{kind}")
+    expected = account(config).bytes_per_token(4) + 4 * config.hidden_size  # and the position, which is a table here
+    assert expected <= bytes_read(config, "f32", 0) <= 1.02 * expected
+    cache = 2 * 4 * config.hidden_size * 3 * 10  # of three blocks
+    assert bytes_read(config, "f32", 10) - bytes_read(config, "f32", 0) == cache
+    crosses = bytes_read(config, "f32", 0, num_source=10) - bytes_read(config, "f32", 0)
+    assert crosses == (0 if kind == "terraformer" else cache)
 
 
 def test_random_weights_are_the_same_each_time() -> None:
@@ -113,6 +124,33 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert names == ["dense", "ff", "qkv", "ff-qkv", "ff-qkv-loss", "1 threads"]
     assert all(row["milliseconds"] > 0 for row in result["rows"])
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Small ones instead of those of 800M and 17B."""
+    small = {"seq2seq-800m-dense": "dense", "seq2seq-17b-dense": "dense", "seq2seq-800m-ff-qkv-loss": "scaling"}
+    for module in (decode, sources):
+        monkeypatch.setattr(module, "preset", lambda name: preset(f"summarize-1m-{small.get(name, 'terraformer')}"))
+    monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(8, 5000)))
+    result = decode.bench(("terraformer", "sources", "terraformer-17b", "terraformer-17b-whole"), 2, 1, tmp_path)
+    show(result)
+    out = capsys.readouterr().out
+    assert "a source of 5,000 tokens, local attention" in out
+    assert [(r["pattern"], r["tokens"]) for r in result["sources"]] == [("local", 8), ("local", 5000), ("exact", 8)]
+    assert [row["name"] for row in result["rows"]] == [
+        "seq2seq-800m-dense",
+        "seq2seq-800m-ff-qkv-loss",
+        "terraformer-800m",
+        "seq2seq-17b-dense, one block",
+        "terraformer-17b, one block",
+        "terraformer-17b int8",
+    ]
+    assert all(row["floor_milliseconds"] > 0 and row["megabytes"] < 8 for row in result["rows"])
+    assert {
+        "seq2seq-800m-ff-qkv-loss_vs_dense_f32",
+        "terraformer-800m_vs_dense_f32",
+        "terraformer-17b_block_vs_dense_f32",
+    } <= set(result["ratios"])
 
 
 def test_tuning_remembers_the_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

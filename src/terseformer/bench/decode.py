@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,20 +20,24 @@ from terseformer import __version__, native
 from terseformer.accounting import account
 from terseformer.bench import rivals
 from terseformer.bench.floors import FloorMeter, Floors
+from terseformer.bench.memory import in_use
 from terseformer.bench.models import bytes_read, multiply_adds, random_model
 from terseformer.bench.parity import check_parity
+from terseformer.bench.sources import read_sources
 from terseformer.bench.timing import measured_in_turn, processor, spread
-from terseformer.config import DenseFeedForwardConfig, ModelConfig
+from terseformer.config import DenseFeedForwardConfig, EncoderDecoderConfig, ModelConfig, Seq2SeqConfig
 from terseformer.data import default_cache
 from terseformer.engine import Engine
-from terseformer.layout import Dtype
+from terseformer.layout import AnyConfig, Dtype
 from terseformer.model import CausalLM
-from terseformer.presets import language_model_preset
+from terseformer.presets import language_model_preset, preset
 from terseformer.sampling import SamplingConfig
 from terseformer.threads import default_threads, remember
 
-Group = Literal["800m", "0.8b", "tiny", "17b", "17b-whole"]
-GROUPS: tuple[Group, ...] = ("800m", "0.8b", "tiny", "17b", "17b-whole")  # the largest last: it displaces the others
+Group = Literal[
+    "800m", "0.8b", "tiny", "terraformer", "sources", "17b", "terraformer-17b", "17b-whole", "terraformer-17b-whole"
+]
+GROUPS: tuple[Group, ...] = get_args(Group)  # the largest last: they displace the others
 SOURCE = 16
 WARM_UP = 4
 TOKENS = 10
@@ -71,7 +75,7 @@ class Row:
 class _Ours:
     """A model by the engine."""
 
-    def __init__(self, config: ModelConfig, dtype: Dtype, threads: int, folder: Path) -> None:
+    def __init__(self, config: AnyConfig, dtype: Dtype, threads: int, folder: Path) -> None:
         self.config, self.dtype = config, dtype
         self.packed = random_model(config, dtype, folder)
         self.engine = Engine(self.packed, threads=threads)
@@ -80,6 +84,7 @@ class _Ours:
     def half(self) -> _Ours:
         """The same with the first half of its blocks."""
         other = object.__new__(_Ours)
+        assert isinstance(self.config, ModelConfig)
         other.config = replace(self.config, num_hidden_layers=self.config.num_hidden_layers // 2)
         other.dtype, other.packed, other.first = self.dtype, replace(self.packed, config=other.config), []
         other.engine = Engine(other.packed, threads=self.engine.threads)
@@ -87,10 +92,14 @@ class _Ours:
 
     def __call__(self) -> float:
         """Seconds per token."""
-        session = self.engine.new_session(SOURCE + WARM_UP + TOKENS + 1)
+        capacity, source = SOURCE + WARM_UP + TOKENS + 1, [1] * SOURCE
         sampling = SamplingConfig(temperature=0.0, max_new_tokens=WARM_UP + TOKENS)
         start = time.perf_counter()
-        writer = self.engine.start(session, [1] * SOURCE, sampling)
+        if isinstance(self.config, ModelConfig):
+            writer = self.engine.start(self.engine.new_session(capacity), source, sampling)
+        else:
+            session = self.engine.new_session(capacity, source)
+            writer = self.engine.start(session, [self.config.pad_token_id], sampling)
         self.engine.write([writer], 1)
         self.first.append(time.perf_counter() - start)
         self.engine.write([writer], WARM_UP - 1)
@@ -149,13 +158,15 @@ def bench(
 
     Args:
         groups: of `800m`, the paper's 800M rows as decoders; `17b`, one block of its 17B rows; `17b-whole`, the sparse
-            17B model; `0.8b`, our types of numbers and other libraries; `tiny`, the overhead of a token.
+            17B model; `0.8b`, our types of numbers and other libraries; `tiny`, the overhead of a token; `terraformer`,
+            the 800M encoder-decoders; `terraformer-17b`, a block of each side of the 17B ones, and `-whole`, all of the
+            Terraformer; `sources`, the time to read a source.
         repetitions: rounds.
         threads: 0: the physical cores, or TERSE_THREADS.
         folder: where models of random weights are kept; default: in the cache.
 
     Returns:
-        Machine, floors, rows and ratios.
+        Machine, floors, rows, readings of sources, and ratios.
 
     Raises:
         ParityError: the engine's results are wrong.
@@ -166,7 +177,8 @@ def bench(
     meter = FloorMeter(threads, (8192, 73728))
     rows: list[Row] = []
     for group in groups:
-        rows += _GROUPS[group](threads, folder, repetitions, meter)
+        if group != "sources":
+            rows += _GROUPS[group](threads, folder, repetitions, meter)
     return {
         "machine": {
             "processor": processor(),
@@ -178,6 +190,7 @@ def bench(
         },
         "floors": asdict(meter.floors) | {"read_spread": meter.read_spread},
         "rows": [asdict(row) for row in rows],
+        "sources": [asdict(reading) for reading in (read_sources(threads, folder) if "sources" in groups else ())],
         "ratios": _ratios({(row.group, row.name): row for row in rows}),
     }
 
@@ -233,11 +246,14 @@ def _measure(
 
 def _our_row(group: str, name: str, turns: _Turns, seconds: Sequence[float], half: Sequence[float] | None) -> Row:
     config, run = turns.run.config, turns.run
-    context = SOURCE + WARM_UP + TOKENS // 2
-    num_bytes, macs = bytes_read(config, run.dtype, context), multiply_adds(config, context)
+    num_source = SOURCE if isinstance(config, Seq2SeqConfig) else 0
+    context = SOURCE + WARM_UP + TOKENS // 2 - num_source
+    num_bytes = bytes_read(config, run.dtype, context, num_source)
+    macs = multiply_adds(config, context, num_source)
     floors = [floors.seconds(num_bytes, macs) for floors in turns.floors[-len(seconds) :]]
     block = None
     if half is not None:
+        assert isinstance(config, ModelConfig)
         difference = statistics.median(whole - part for whole, part in zip(seconds, half, strict=True))
         block = 1e3 * difference / (config.num_hidden_layers - config.num_hidden_layers // 2)
     return Row(
@@ -285,13 +301,36 @@ def _17b_whole(threads: int, folder: Path, repetitions: int, meter: FloorMeter) 
     config = replace(language_model_preset("scaling-17b-ff-qkv"), num_hidden_layers=14)
     run = _Ours(config, "int8", threads, folder)
     (row,) = _measure("17b-whole", {"ff-qkv int8": run}, repetitions, meter)
-    return [replace(row, resident_gigabytes=_resident_bytes() / 1e9)]
+    return [replace(row, resident_gigabytes=in_use() / 1e9)]
 
 
-def _resident_bytes() -> int:
-    """Memory of this process that is in use now, pages of mapped files included."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+def _encoder_decoder(name: str, **changes: Any) -> EncoderDecoderConfig:
+    config = preset(name)
+    assert not isinstance(config, ModelConfig)
+    return replace(config, **changes)
+
+
+def _terraformer(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
+    names = ("seq2seq-800m-dense", "seq2seq-800m-ff-qkv-loss", "terraformer-800m")
+    runs = {name: _Ours(_encoder_decoder(name, max_position_embeddings=512), "f32", threads, folder) for name in names}
+    return _measure("terraformer", dict(runs), repetitions, meter)
+
+
+def _terraformer_17b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
+    """One block of each side, with a vocabulary of 16."""
+    runs = {}
+    for name in ("seq2seq-17b-dense", "terraformer-17b"):
+        config = _encoder_decoder(
+            name, num_encoder_layers=1, num_decoder_layers=1, vocab_size=16, max_position_embeddings=SOURCE * 4
+        )
+        runs[f"{name}, one block"] = _Ours(config, "f32", threads, folder)
+    return _measure("terraformer-17b", dict(runs), repetitions, meter)
+
+
+def _terraformer_17b_whole(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
+    run = _Ours(_encoder_decoder("terraformer-17b"), "int8", threads, folder)
+    (row,) = _measure("terraformer-17b-whole", {"terraformer-17b int8": run}, repetitions, meter)
+    return [replace(row, resident_gigabytes=in_use() / 1e9)]
 
 
 def _08b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
@@ -327,7 +366,16 @@ def _tiny(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> li
     return _measure("tiny", dict(runs), 5 * repetitions, meter)
 
 
-_GROUPS = {"800m": _800m, "17b": _17b, "17b-whole": _17b_whole, "0.8b": _08b, "tiny": _tiny}
+_GROUPS = {
+    "800m": _800m,
+    "0.8b": _08b,
+    "tiny": _tiny,
+    "terraformer": _terraformer,
+    "17b": _17b,
+    "terraformer-17b": _terraformer_17b,
+    "17b-whole": _17b_whole,
+    "terraformer-17b-whole": _terraformer_17b_whole,
+}
 
 
 def _ratios(rows: dict[tuple[str, str], Row]) -> dict[str, float]:
@@ -345,6 +393,10 @@ def _ratios(rows: dict[tuple[str, str], Row]) -> dict[str, float]:
     ratio("dense_f32_vs_llamacpp_f32", ("0.8b", "llama.cpp F32"), ("0.8b", "dense f32"))
     ratio("800m_sparse_vs_dense_f32", ("800m", "dense"), ("800m", "ff-qkv-loss"))
     ratio("17b_block_sparse_vs_dense_f32", ("17b", "dense, one block"), ("17b", "ff-qkv, one block"))
+    for name in ("seq2seq-800m-ff-qkv-loss", "terraformer-800m"):
+        ratio(f"{name}_vs_dense_f32", ("terraformer", "seq2seq-800m-dense"), ("terraformer", name))
+    blocks = [("terraformer-17b", f"{name}, one block") for name in ("seq2seq-17b-dense", "terraformer-17b")]
+    ratio("terraformer-17b_block_vs_dense_f32", *blocks)
     ratio("0.8b_int8_vs_llamacpp_q8_0", ("0.8b", "llama.cpp Q8_0"), ("0.8b", "sparse int8"))
     ratio("0.8b_int8_vs_llamacpp_q4_0", ("0.8b", "llama.cpp Q4_0"), ("0.8b", "sparse int8"))
     ratio("0.8b_int8_vs_ctranslate2_int8", ("0.8b", "CTranslate2 int8"), ("0.8b", "sparse int8"))

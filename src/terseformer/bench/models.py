@@ -13,10 +13,12 @@ import numpy as np
 from terseformer import config as c
 from terseformer.accounting import account
 from terseformer.configfile import to_dict
-from terseformer.layout import Array, Dtype, declare
+from terseformer.layout import AnyConfig, Array, Dtype, declare
 from terseformer.pack import FORMAT, Packed, load_packed, write_packed
 
 _BLOCK = 1 << 20
+_OF_A_SOURCE = (".cross.projection.key.", ".cross.projection.value.")
+"""Beside the encoder, what is read once for a source."""
 
 
 class RandomWeights(Mapping[str, Array]):
@@ -48,7 +50,7 @@ class RandomWeights(Mapping[str, Array]):
         return len(self.shapes)
 
 
-def random_model(config: c.ModelConfig, dtype: Dtype, folder: Path) -> Packed:
+def random_model(config: AnyConfig, dtype: Dtype, folder: Path) -> Packed:
     """A packed model of random weights; its file stays in `folder` and is used again."""
     key = hashlib.sha256((FORMAT + json.dumps(to_dict(config), sort_keys=True)).encode()).hexdigest()[:16]
     path = folder / f"{key}-{dtype}.safetensors"
@@ -59,8 +61,8 @@ def random_model(config: c.ModelConfig, dtype: Dtype, folder: Path) -> Packed:
     return load_packed(path)
 
 
-def bytes_read(config: c.ModelConfig, dtype: Dtype, context: int) -> int:
-    """Bytes of weights, keys and values that decoding one token must read."""
+def bytes_read(config: AnyConfig, dtype: Dtype, context: int, num_source: int = 0) -> int:
+    """Bytes of weights, keys and values that decoding one token must read; `num_source` is cross-attention's."""
     feed_forward = config.feed_forward
     match feed_forward:
         case c.SparseFeedForwardConfig(ff_block_size=choices):
@@ -71,15 +73,17 @@ def bytes_read(config: c.ModelConfig, dtype: Dtype, context: int) -> int:
             share = 1.0
     total = 0.0
     for entry in declare(config, dtype):
+        if entry.name.startswith("encoder") or any(part in entry.name for part in _OF_A_SOURCE):
+            continue
         num_bytes = entry.declared.num_bytes
         if entry.name.startswith(("embedding.", "position.")):
             num_bytes /= entry.declared.shape[0]
         elif entry.name.endswith(".units"):
             num_bytes *= share
         total += num_bytes
-    return round(total) + account(config, context).cache_bytes_per_token(4)
+    return round(total) + account(config, context, num_source).cache_bytes_per_token(4)
 
 
-def multiply_adds(config: c.ModelConfig, context: int) -> int:
+def multiply_adds(config: AnyConfig, context: int, num_source: int = 0) -> int:
     """Multiply-adds of decoding one token."""
-    return account(config, context).total.macs
+    return account(config, context, num_source).total.macs

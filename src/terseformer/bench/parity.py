@@ -9,14 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from terseformer.config import ModelConfig
 from terseformer.engine import Engine
 from terseformer.errors import UserError
+from terseformer.layout import AnyConfig
 from terseformer.model import CausalLM
+from terseformer.models import make_model
 from terseformer.pack import load_packed, write_packed
-from terseformer.presets import language_model_preset
+from terseformer.presets import preset
 
-_PRESETS = ("small-1m-dense", "small-1m-ff64", "small-1m-qkv-faithful", "small-1m-ff-qkv-loss")
+_PRESETS = (
+    "small-1m-dense",
+    "small-1m-ff64",
+    "small-1m-qkv-faithful",
+    "small-1m-ff-qkv-loss",
+    "summarize-1m-dense",
+    "summarize-1m-scaling",
+    "summarize-1m-terraformer",
+)
 _TOKENS = 40
 _TOLERANCE = 1e-4
 
@@ -31,9 +40,7 @@ def check_parity(threads: int) -> float:
     Raises:
         ParityError: it is more than 1e-4.
     """
-    largest = max(
-        _difference(replace(language_model_preset(name), max_position_embeddings=_TOKENS), threads) for name in _PRESETS
-    )
+    largest = max(_difference(replace(preset(name), max_position_embeddings=_TOKENS), threads) for name in _PRESETS)
     if not largest <= _TOLERANCE:
         raise ParityError(
             f"the engine's logits differ from PyTorch's by {largest:.1e}, more than {_TOLERANCE:.0e}: a fast wrong "
@@ -43,16 +50,17 @@ def check_parity(threads: int) -> float:
 
 
 @torch.inference_mode()
-def _difference(config: ModelConfig, threads: int) -> float:
+def _difference(config: AnyConfig, threads: int) -> float:
     torch.manual_seed(0)
-    model = CausalLM(config).eval()
-    tokens = torch.randint(config.vocab_size, (1, _TOKENS))
+    model = make_model(config).eval()
+    tokens, source = torch.randint(config.vocab_size, (2, 1, _TOKENS))
+    expected = model(tokens) if isinstance(model, CausalLM) else model(source, tokens, torch.tensor([_TOKENS]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "packed.safetensors"
         write_packed(path, config, "f32", {name: tensor.numpy() for name, tensor in model.state_dict().items()})
         engine = Engine(load_packed(path), threads=threads)
         half = _TOKENS // 2  # read together, then token by token
-        session = engine.new_session()
+        session = engine.new_session(source=None if isinstance(model, CausalLM) else source[0].tolist())
         parts = [engine.logits(tokens[0, :half].tolist(), session)]
         parts += [engine.logits([token], session) for token in tokens[0, half:].tolist()]
-    return float(np.abs(np.concatenate(parts) - model(tokens)[0].numpy()).max())
+    return float(np.abs(np.concatenate(parts) - expected[0].numpy()).max())

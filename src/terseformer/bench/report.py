@@ -37,6 +37,11 @@ def show(result: dict[str, Any], plot: Path | None = None) -> None:
     for row in result["rows"]:
         table.add_row(f"{row['group']} {row['name']}", *_cells(row))
     console.print(table)
+    for reading in result["sources"]:
+        console.print(
+            f"a source of {reading['tokens']:,} tokens, {reading['pattern']} attention: {reading['seconds']:.1f} s, "
+            f"{reading['peak_gigabytes']:.2f} GB"
+        )
     for row in result["rows"]:
         if row["resident_gigabytes"] is not None:
             console.print(f"{row['group']} {row['name']}: {row['resident_gigabytes']:.1f} GB of memory in use")

@@ -30,7 +30,7 @@ from terseformer.layers.projection import (
 from terseformer.layers.qkv import attention_projection
 from terseformer.layers.recurrence import SRU
 from terseformer.layers.reversible import ReversibleStack
-from terseformer.state import Chunk
+from terseformer.state import Chunk, first_chunk
 
 DATA = Path(__file__).parent / "reference_data"
 
@@ -352,6 +352,20 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         LANGUAGE | {"pos_type": "axial", "pos_axial_shape": [64, 32], "pos_d_axial_embs": [500, 12]},
         {"position": "axial", "axial_shape": (64, 32), "axial_sizes": (500, 12)},
     ),
+    "by heads": (
+        "ConfigurableTerraformer",
+        {
+            "input_vocab_size": 64,
+            "d_attention_key": 128,
+            "encoder_decoder_attention_type": {"type": "LSHSelfAttention", "args": {"n_hashes": 4, "chunk_len": 64}},
+        },
+        {
+            "encoder_attention": c.DenseProjectionConfig(bias=False),
+            "encoder_attention_pattern": c.SoftmaxPatternConfig(),
+            "attention": c.DenseProjectionConfig(bias=False),
+            "attention_pattern": c.LSHPatternConfig(num_hashes=4, chunk_length=64),
+        },
+    ),
     "forgetting": (
         "ConfigurableTerraformer",
         WRAPPED | {"n_layers_forget": 2, "center_layernorm": False, "pos_type": None},
@@ -374,10 +388,40 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_options(name: str, args: dict[str, Any], expected: dict[str, Any]) -> None:
     """What they amount to, and that the weights in Trax's order fill the model."""
     described = {"model": name, "args": {"d_model": 512, "d_ff": 64, "max_len": 99, "n_heads": 4} | args}
-    config = trax.model_config(described)
+    config, layouts = trax._read(described)
+    assert trax.model_config(described) == config
     assert {key: getattr(config, key) for key in expected} == expected
-    arrays = [np.full(entry.shape, index, np.float32) for index, entry in enumerate(trax_weights.model(config))]
+    entries = trax_weights.model(config, layouts)
+    arrays = [np.full(entry.shape, index, np.float32) for index, entry in enumerate(entries)]
     assert set(trax.load(described, arrays).state_dict()) > {"embedding.weight"}
+
+
+@pytest.mark.parametrize("kind", ["SelfAttention", "LSHSelfAttention"])
+def test_weights_that_lie_head_by_head(kind: str) -> None:
+    """One layer against the sum over heads, each with matrices of its own."""
+    size, heads, length = 12, 3, 7
+    args = {"d_model": size, "d_ff": 8, "n_heads": heads, "n_layers": 1, "attention_type": kind}
+    described = {"model": "ConfigurableTransformerLM", "args": LANGUAGE | args | {"max_len": 16}}
+    entries = trax_weights.model(*trax._read(described))
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(entry.shape).astype(np.float32) for entry in entries]
+    layer = trax.load(described, arrays).blocks[0].attention
+    first = next(index for index, entry in enumerate(entries) if entry.shape == (heads, size, size // heads))
+    *queries_keys, values, outs = arrays[first : first + (4 if kind == "SelfAttention" else 3)]
+    x = rng.standard_normal((length, size)).astype(np.float32)
+    expected = np.zeros_like(x)
+    for head in range(heads):
+        q, k, v = (x @ matrix[head] for matrix in (queries_keys[0], queries_keys[-1], values))
+        if kind == "SelfAttention":
+            scores, seen = q @ k.T / (size // heads) ** 0.5, np.tri(length)
+        else:
+            k = k / np.sqrt((k**2).mean(-1, keepdims=True) + 1e-6) / (size // heads) ** 0.5
+            scores, seen = q @ k.T, np.tri(length, k=-1)
+            seen[0, 0] = 1
+        weights = np.exp(np.where(seen == 1, scores, -np.inf) - scores.max(-1, keepdims=True))
+        expected += weights / weights.sum(-1, keepdims=True) @ v @ outs[head]
+    inputs = torch.from_numpy(x)[None]
+    assert_close(layer(inputs, first_chunk(inputs))[0], torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -390,12 +434,17 @@ def test_options(name: str, args: dict[str, Any], expected: dict[str, Any]) -> N
         ({"args": {"vocab_size": 64, "surprise": 1}}, "the argument 'surprise' of ConfigurableTransformerLM"),
         ({"args": {"vocab_size": 64, "n_heads": 7}}, "do not fit together: model.hidden_size = 512"),
         ({"args": {"vocab_size": 64, "ff_sparsity": [1, 2, 3]}}, "the number of values of ff_sparsity = 3"),
-        ({"args": {"vocab_size": 64, "attention_type": "LSHSelfAttention"}}, "attention_type = 'LSHSelfAttention'"),
+        ({"args": {"vocab_size": 64, "attention_type": "EncDecAttention"}}, "attention_type = 'EncDecAttention'"),
         ({"args": {"vocab_size": 64, "attention_type": ["Attention", "CausalAttention"]}}, "names different types"),
         ({"args": {"vocab_size": 64, "pos_type": "infinite"}}, "pos_type = 'infinite' is not known here"),
-        (
-            {"model": "ConfigurableTerraformer", "args": {"input_vocab_size": 64}},
-            "encoder_decoder_attention_type = 'SelfAttention'",
+        *(
+            ({"args": LANGUAGE | {"attention_type": {"type": "SelfAttention", "args": options}}}, message)
+            for options, message in (
+                ({"share_qk": True}, "share_qk = True is not known here; allowed are False"),
+                ({"bias": True}, "bias = True is not known here; allowed are False"),
+                ({"chunk_len": 64}, "chunk_len = 64 is not known here; allowed are None"),
+                ({"surprise": 1}, "the argument 'surprise' of SelfAttention is not known here"),
+            )
         ),
         (
             {"model": "ConfigurableTerraformer", "args": WRAPPED | {"double_after_layer": 1, "ff_sparsity": 4}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from terseformer import checkpoint
 from terseformer import config as c
 from terseformer.config import ConfigError
 from terseformer.interop.trax_attention import attention, require
-from terseformer.interop.trax_weights import TraxError, fill, model
+from terseformer.interop.trax_weights import Layout, TraxError, fill, model
 from terseformer.model import CausalLM
 from terseformer.models import make_model
 from terseformer.seq2seq import Seq2Seq
@@ -113,8 +113,8 @@ def load(description: Mapping[str, Any], arrays: list[np.ndarray]) -> CausalLM |
     Raises:
         TraxError: the model is none of those that can be taken over, or the weights do not fit it.
     """
-    config = model_config(description)
-    weights = {name: torch.from_numpy(array) for name, array in fill(model(config), arrays).items()}
+    config, layouts = _read(description)
+    weights = {name: torch.from_numpy(array) for name, array in fill(model(config, layouts), arrays).items()}
     made = make_model(config)
     made.load_state_dict(weights)
     return made.eval()
@@ -126,6 +126,11 @@ def model_config(description: Mapping[str, Any]) -> ModelConfig:
     Raises:
         TraxError: a model or an argument that is not known here.
     """
+    return _read(description)[0]
+
+
+def _read(description: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Layout]]:
+    """The configuration, and how the weights of its attentions lie."""
     name, arguments = description.get("model"), description.get("args", {})
     if name not in _MODELS:
         raise TraxError(f"the model {name!r} cannot be taken over; allowed are {', '.join(_MODELS)}")
@@ -136,8 +141,8 @@ def model_config(description: Mapping[str, Any]) -> ModelConfig:
         config = _MODELS[name](taken)
     except ConfigError as error:
         raise TraxError(f"the arguments of {name} do not fit together: {error}") from None
-    taken.check_all_used(name)
-    return config
+    taken.check_all_used(str(name))
+    return config, taken.layouts
 
 
 # What matters only in training, on an accelerator or in the reference's own way of decoding.
@@ -162,6 +167,8 @@ class _Arguments:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
+        self.layouts: dict[str, Layout] = {}
+        """How the weights of our attentions lie."""
 
     def take(self, name: str, default: Any = None) -> Any:
         """An argument's value; it is used up."""
@@ -236,15 +243,22 @@ def _feed_forward(a: _Arguments, size: int, units: int) -> c.FeedForwardConfig:
     return experts(intermediate_size=units, num_experts=int(values[0]))
 
 
+def _attention(a: _Arguments, ours: str, name: str, default: str, common: Mapping[str, Any]) -> dict[str, Any]:
+    """A type of attention, as our keys of it."""
+    found = attention(name, a.take(name, default), common["num_attention_heads"])
+    a.layouts[ours] = found.layout
+    return {ours: found.projection, f"{ours}_pattern": found.pattern}
+
+
 def _language_model(a: _Arguments) -> c.ModelConfig:
     common = _common(a)
-    projection, pattern = attention(
-        "attention_type", a.take("attention_type", "CausalAttention"), common["num_attention_heads"]
-    )
     vocab_size, layers = a.take("vocab_size"), a.take("n_layers", 6)
     _require_number("vocab_size", vocab_size)
     return c.ModelConfig(
-        vocab_size=vocab_size, num_hidden_layers=layers, attention=projection, attention_pattern=pattern, **common
+        vocab_size=vocab_size,
+        num_hidden_layers=layers,
+        **_attention(a, "attention", "attention_type", "CausalAttention", common),
+        **common,
     )
 
 
@@ -258,21 +272,21 @@ def _encoder_decoder(
 ) -> dict[str, Any]:
     """What the two encoder-decoders share; the types of attention and of positions are their defaults."""
     common = _common(a, pos_type)
-    heads, vocab_size = common["num_attention_heads"], a.take("input_vocab_size")
+    vocab_size = a.take("input_vocab_size")
     _require_number("input_vocab_size", vocab_size)
     require("output_vocab_size", a.take("output_vocab_size"), None, vocab_size)
-    name = "encoder_decoder_attention_type"
-    decoder = attention(name, a.take(name, causal_attention), heads)
-    encoder = attention("encoder_attention_type", a.take("encoder_attention_type", encoder_attention), heads)
-    return common | {
-        "vocab_size": vocab_size,
-        "num_encoder_layers": a.take("n_encoder_layers", 6),
-        "num_decoder_layers": a.take("n_decoder_layers", 6),
-        "encoder_attention": encoder[0],
-        "encoder_attention_pattern": encoder[1],
-        "attention": decoder[0],
-        "attention_pattern": decoder[1],
-    }
+    encoder = _attention(a, "encoder_attention", "encoder_attention_type", encoder_attention, common)
+    decoder = _attention(a, "attention", "encoder_decoder_attention_type", causal_attention, common)
+    return (
+        common
+        | encoder
+        | decoder
+        | {
+            "vocab_size": vocab_size,
+            "num_encoder_layers": a.take("n_encoder_layers", 6),
+            "num_decoder_layers": a.take("n_decoder_layers", 6),
+        }
+    )
 
 
 def _seq2seq(a: _Arguments) -> c.Seq2SeqConfig:
@@ -305,7 +319,7 @@ def _terraformer(a: _Arguments) -> c.TerraformerConfig:
     return config
 
 
-_MODELS = {
+_MODELS: dict[Any, Callable[[_Arguments], ModelConfig]] = {
     "ConfigurableTransformerLM": _language_model,
     "ConfigurableTransformer": _seq2seq,
     "ConfigurableTerraformer": _terraformer,

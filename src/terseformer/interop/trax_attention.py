@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from terseformer import config as c
-from terseformer.interop.trax_weights import TraxError
+from terseformer.interop.trax_weights import Layout, TraxError
 
 # What matters only in training or in the reference's own way of decoding.
 _IRRELEVANT_OPTIONS = frozenset({"causal", "dropout", "force_no_dropout", "max_inference_length", "mode"})
@@ -18,7 +19,16 @@ def require(name: str, value: Any, *allowed: Any) -> None:
         raise TraxError(f"{name} = {value!r} is not known here; allowed are {', '.join(map(repr, allowed))}")
 
 
-def attention(name: str, value: Any, heads: int) -> tuple[c.AttentionProjectionConfig, c.AttentionPatternConfig]:
+@dataclass(frozen=True)
+class Attention:
+    """What a type of attention amounts to."""
+
+    projection: c.AttentionProjectionConfig
+    pattern: c.AttentionPatternConfig
+    layout: Layout = "whole"
+
+
+def attention(name: str, value: Any, heads: int) -> Attention:
     """The parts of an attention: `{"type": NAME, "args": {…}}`, its name, or a list of equal ones.
 
     Raises:
@@ -30,7 +40,9 @@ def attention(name: str, value: Any, heads: int) -> tuple[c.AttentionProjectionC
         value = value[0]
     kind, options = (value.get("type"), dict(value.get("args", {}))) if isinstance(value, Mapping) else (value, {})
     if kind == "PureLSHSelfAttentionWrapper":
-        return _hashed_attention(options)
+        return _wrapped_attention(options)
+    if kind in ("SelfAttention", "LSHSelfAttention"):
+        return _attention_by_heads(kind, options)
     modules = options.pop("sparsity", None) or heads
     config: c.AttentionProjectionConfig
     pattern: c.AttentionPatternConfig = c.SoftmaxPatternConfig()
@@ -69,11 +81,11 @@ def attention(name: str, value: Any, heads: int) -> tuple[c.AttentionProjectionC
         raise TraxError(f"the argument {left[0]!r} of {kind} is not known here")
     if modules == 1 and getattr(config, "module_kernel", None):
         raise TraxError(f"{kind} with a sparsity of 1 has dense layers in the reference; that is not known here")
-    return config, pattern
+    return Attention(config, pattern)
 
 
-# Where and how the reference computes LSH attention, and what its decoder remembers.
-_IRRELEVANT_FOR_HASHES = frozenset(
+# Where and how the reference computes attention to long inputs, and what its decoder remembers.
+_IRRELEVANT_FOR_LONG_INPUTS = frozenset(
     {
         "attention_dropout",
         "max_length_for_buckets",
@@ -87,7 +99,42 @@ _IRRELEVANT_FOR_HASHES = frozenset(
 )
 
 
-def _hashed_attention(options: dict[str, Any]) -> tuple[c.AttentionProjectionConfig, c.AttentionPatternConfig]:
+def _attention_by_heads(kind: str, options: dict[str, Any]) -> Attention:
+    """`SelfAttention` with all of a sequence in one chunk, or `LSHSelfAttention`."""
+    require("bias", options.pop("bias", False), False)
+    hashed = kind == "LSHSelfAttention"
+    shares_qk = options.pop("share_qk", False)
+    pattern: c.AttentionPatternConfig = c.SoftmaxPatternConfig()
+    if hashed:
+        pattern = c.LSHPatternConfig(**_hashes(options))
+    else:
+        require("share_qk", shares_qk, False)
+        require("chunk_len", options.pop("chunk_len", None), None)
+        _ = options.pop("n_chunks_before", 0), options.pop("n_chunks_after", 0)
+    _require_known(kind, options)
+    return Attention(c.DenseProjectionConfig(bias=False), pattern, "heads, one for q and k" if hashed else "heads")
+
+
+def _hashes(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of LSH as ours; they are used up."""
+    buckets = options.pop("n_buckets", None)
+    if isinstance(buckets, (list, tuple)):
+        raise TraxError(f"n_buckets = {buckets!r} is not known here; allowed are None and an even number")
+    return {
+        "chunk_length": options.pop("chunk_len", 128),
+        "chunks_before": options.pop("n_chunks_before", 1),
+        "chunks_after": options.pop("n_chunks_after", 0),
+        "num_hashes": options.pop("n_hashes", 1),
+        "num_buckets": buckets or 0,
+    }
+
+
+def _require_known(kind: str, options: dict[str, Any]) -> None:
+    if left := [option for option in options if option not in _IRRELEVANT_OPTIONS | _IRRELEVANT_FOR_LONG_INPUTS]:
+        raise TraxError(f"the argument {left[0]!r} of {kind} is not known here")
+
+
+def _wrapped_attention(options: dict[str, Any]) -> Attention:
     """`PureLSHSelfAttentionWrapper`."""
     kind, weights = options.pop("pure_lsh_implementation", None), options.pop("num_weights", 3)
     kind = kind.get("type") if isinstance(kind, Mapping) else kind
@@ -96,27 +143,17 @@ def _hashed_attention(options: dict[str, Any]) -> tuple[c.AttentionProjectionCon
     require("weights_format", layout, "model", "sparse")
     require("num_weights", weights, *((2, 3) if layout == "sparse" else (3,)))
     require("rotary_position_emb", options.pop("rotary_position_emb", False), False)
-    bias, buckets = options.pop("bias", True), options.pop("n_buckets", None)
-    if isinstance(buckets, (list, tuple)):
-        raise TraxError(f"n_buckets = {buckets!r} is not known here; allowed are None and an even number")
-    fields = {
-        "chunk_length": options.pop("chunk_len", 128),
-        "chunks_before": options.pop("n_chunks_before", 1),
-        "chunks_after": options.pop("n_chunks_after", 0),
-        "num_hashes": options.pop("n_hashes", 1),
-        "num_buckets": buckets or 0,
-    }
+    bias, fields = options.pop("bias", True), _hashes(options)
     exact = options.pop("std_length", None) if kind == "MixedLSHSelfAttention" else None
-    if left := [option for option in options if option not in _IRRELEVANT_OPTIONS | _IRRELEVANT_FOR_HASHES]:
-        raise TraxError(f"the argument {left[0]!r} of PureLSHSelfAttentionWrapper is not known here")
+    _require_known("PureLSHSelfAttentionWrapper", options)
     projection = (
         c.SparseProjectionConfig(qkv_modules=modules, share_qk=weights == 2)
         if layout == "sparse"
         else c.DenseProjectionConfig(bias=bias)
     )
     if exact is None:
-        return projection, c.LSHPatternConfig(**fields)
-    return projection, c.MixedPatternConfig(**fields, exact_length=exact)
+        return Attention(projection, c.LSHPatternConfig(**fields))
+    return Attention(projection, c.MixedPatternConfig(**fields, exact_length=exact))
 
 
 _ATTENTIONS = (
@@ -128,6 +165,8 @@ _ATTENTIONS = (
     "ModularCausalAttention",
     "ConvCausalAttention",
     "MultiplicativeConvCausalAttention",
+    "SelfAttention",
+    "LSHSelfAttention",
     "PureLSHSelfAttentionWrapper",
     "Favor",
     "CausalFavor",

@@ -7,8 +7,9 @@ permute, so that gradients go the same way as weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -32,14 +33,23 @@ class Entry:
     """Trax's."""
     turn: Callable[[Array], Array] = lambda array: array
     """From Trax's layout to ours."""
+    twin: str = ""
+    """Another of ours that is the same, if any."""
 
 
 Entries = list[Entry]
 
+Layout = Literal["whole", "heads", "heads, one for q and k"]
+"""How an attention's weights lie: whole matrices, or a matrix for each head, stacked."""
+
 
 def under(prefix: str, entries: Entries) -> Entries:
     """The weights of a submodule."""
-    return [replace(entry, name=f"{prefix}.{entry.name}") if entry.name else entry for entry in entries]
+
+    def below(name: str) -> str:
+        return f"{prefix}.{name}" if name else ""
+
+    return [replace(entry, name=below(entry.name), twin=below(entry.twin)) for entry in entries]
 
 
 def fill(entries: Sequence[Entry], arrays: Sequence[Array]) -> dict[str, Array]:
@@ -63,8 +73,8 @@ def fill(entries: Sequence[Entry], arrays: Sequence[Array]) -> dict[str, Array]:
         )
     named: dict[str, list[Array]] = {}
     for entry, array in zip(entries, arrays, strict=True):
-        if entry.name:
-            named.setdefault(entry.name, []).append(entry.turn(array))
+        for name in filter(None, (entry.name, entry.twin)):
+            named.setdefault(name, []).append(entry.turn(array))
     return {
         name: np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
         for name, parts in named.items()
@@ -164,8 +174,18 @@ def _sparse_feed_forward(size: int, units: int, block: int, rank: int) -> Entrie
 # Attention.
 
 
+def _self_attention(
+    config: c.ModelConfig | c.EncoderDecoderConfig, name: str, layouts: Mapping[str, Layout]
+) -> Entries:
+    """Of the attention that a key of the configuration names."""
+    layout, size = layouts.get(name, "whole"), config.hidden_size
+    if layout == "whole":
+        return attention_projection(getattr(config, name), size)
+    return _projection_by_heads(size, config.num_attention_heads, layout)
+
+
 def attention_projection(config: c.AttentionProjectionConfig, size: int) -> Entries:
-    """q, k, v and the output."""
+    """q, k, v and the output, as whole matrices."""
     match config:
         case c.SparseProjectionConfig():
             return _sparse_projection(config, size)
@@ -182,6 +202,19 @@ def attention_projection(config: c.AttentionProjectionConfig, size: int) -> Entr
         case c.LocalConvolutionProjectionConfig(qkv_modules=s, module_kernel=k, length_kernel=length):
             layer = local_convolution(size // s, size // s, k, length)
     return [entry for name in ("query", "key", "value", "out") for entry in under(name, layer)]
+
+
+def _projection_by_heads(size: int, heads: int, layout: Layout) -> Entries:
+    shape = (heads, size, size // heads)
+
+    def outputs(array: Array) -> Array:
+        return array.transpose(0, 2, 1).reshape(size, size)
+
+    if layout == "heads":
+        entries = [Entry(f"{name}.weight", shape, outputs) for name in ("query", "key", "value")]
+    else:  # the mean of q and k, which is what LSH attention takes, is then either
+        entries = [Entry("query.weight", shape, outputs, twin="key.weight"), Entry("value.weight", shape, outputs)]
+    return [*entries, Entry("out.weight", (heads, size // heads, size), lambda array: array.reshape(size, size).T)]
 
 
 def _sparse_projection(config: c.SparseProjectionConfig, size: int) -> Entries:
@@ -214,15 +247,20 @@ def cross_projection(config: c.CrossProjectionConfig, size: int) -> Entries:
 # Models.
 
 
-def model(config: c.ModelConfig | c.EncoderDecoderConfig) -> Entries:
-    """All weights of a model, in Trax's order."""
+def model(config: c.ModelConfig | c.EncoderDecoderConfig, layouts: Mapping[str, Layout] | None = None) -> Entries:
+    """All weights of a model, in Trax's order.
+
+    Args:
+        config: the model.
+        layouts: of `attention` and `encoder_attention`, where their weights are not whole matrices.
+    """
     match config:
         case c.ModelConfig():
-            return _language_model(config)
+            return _language_model(config, layouts or {})
         case c.Seq2SeqConfig():
-            return _seq2seq(config)
+            return _seq2seq(config, layouts or {})
         case c.TerraformerConfig():
-            return _terraformer(config)
+            return _terraformer(config, layouts or {})
 
 
 def _norm(config: c.ModelConfig | c.EncoderDecoderConfig) -> Entries:
@@ -279,33 +317,33 @@ def _squeezed(array: Array) -> Array:
     return array.reshape(-1, array.shape[-1])
 
 
-def _language_model(config: c.ModelConfig) -> Entries:
+def _language_model(config: c.ModelConfig, layouts: Mapping[str, Layout]) -> Entries:
     entries = _embedding(config) + _position(config)
     for index in range(config.num_hidden_layers):
         block = under("attention_norm", _norm(config))
-        block += under("attention.projection", attention_projection(config.attention, config.hidden_size))
+        block += under("attention.projection", _self_attention(config, "attention", layouts))
         entries += under(f"blocks.{index}", block + _feed_forward_layer(config))
     return entries + under("norm", _norm(config)) + _head(config)
 
 
-def _seq2seq(config: c.Seq2SeqConfig) -> Entries:
+def _seq2seq(config: c.Seq2SeqConfig, layouts: Mapping[str, Layout]) -> Entries:
     size = config.hidden_size
     entries = _embedding(config) + _position(config, "encoder_position")
     for index in range(config.num_encoder_layers):
         block = under("attention_norm", _norm(config))
-        block += under("attention.projection", attention_projection(config.encoder_attention, size))
+        block += under("attention.projection", _self_attention(config, "encoder_attention", layouts))
         entries += under(f"encoder_blocks.{index}", block + _feed_forward_layer(config))
     entries += under("encoder_norm", _norm(config)) + _position(config)
     for index in range(config.num_decoder_layers):
         block = under("attention_norm", _norm(config))
-        block += under("attention.projection", attention_projection(config.attention, size))
+        block += under("attention.projection", _self_attention(config, "attention", layouts))
         block += under("cross_norm", _norm(config))
         block += under("cross.projection", cross_projection(config.cross_attention, size))
         entries += under(f"blocks.{index}", block + _feed_forward_layer(config))
     return entries + under("norm", _norm(config)) + _head(config)
 
 
-def _terraformer(config: c.TerraformerConfig) -> Entries:
+def _terraformer(config: c.TerraformerConfig, layouts: Mapping[str, Layout]) -> Entries:
     first, last = config.first, config.last
     size = first.hidden_size
 
@@ -313,7 +351,7 @@ def _terraformer(config: c.TerraformerConfig) -> Entries:
         entries, forgets = [], config.forgets(len(blocks))
         for index, block in enumerate(blocks):
             attention = under("norm", _norm(block))
-            attention += under("attention.projection", attention_projection(getattr(block, name), block.hidden_size))
+            attention += under("attention.projection", _self_attention(block, name, layouts))
             layers = [attention] * attentions + [_feed_forward_layer(block)]
             for place, layer in enumerate(layers, index * len(layers)):
                 entries += under(f"layers.{place}", layer)

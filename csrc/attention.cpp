@@ -386,10 +386,16 @@ BidirectionalAttention::BidirectionalAttention(Builder& builder, const std::stri
     : heads_(builder.options),
       pattern_(builder.options, "encoder_attention_pattern"),
       norm_(builder, norm, heads_.size),
-      projection_(make_projection(builder, name + ".projection", "encoder_attention", heads_.size)) {}
+      projection_(make_projection(builder, name + ".projection", "encoder_attention", heads_.size)) {
+    if (pattern_.shared()) {
+        hashed_.emplace(builder.options, "encoder_attention_pattern");
+    }
+}
 
 void BidirectionalAttention::prepare(Context& context, const float* in) const {
     Workspace& work = context.work;
+    const bool hashes = pattern_.hashes(context.batch.runs.front().session->capacity());
+    const float scale = hashes ? 1.0f : heads_.scale;
     projection_->qkv(context, norm_.apply(context, in));
     const Range heads = context.worker.share(heads_.count);
     for (const Run& run : context.batch.runs) {
@@ -398,7 +404,12 @@ void BidirectionalAttention::prepare(Context& context, const float* in) const {
             const std::size_t at = index(run.first + t) * index(heads_.size);
             float* const queries = work.queries.data() + index(position) * index(heads_.size);
             for (int i = heads.begin * heads_.width; i < heads.end * heads_.width; ++i) {
-                queries[i] = work.q.data()[at + index(i)] * heads_.scale;
+                float& query = work.q.data()[at + index(i)];
+                float& key = work.k.data()[at + index(i)];
+                if (pattern_.shared()) {
+                    query = key = (query + key) / 2;
+                }
+                queries[i] = query * scale;
             }
             for (int head = heads.begin; head < heads.end; ++head) {
                 const std::size_t of_head = at + index(head * heads_.width);
@@ -410,13 +421,33 @@ void BidirectionalAttention::prepare(Context& context, const float* in) const {
 }
 
 void BidirectionalAttention::apply(Context& context, const float*, float* out) const {
+    float* const all = context.work.queries.data();
+    Session& session = *context.batch.runs.front().session;
+    const bool hashes = pattern_.hashes(session.capacity());
+    if (hashes && context.batch.positions.front() == 0) {  // with the first block, all of the source
+        const Range heads = context.worker.share(heads_.count);
+        for (int head = heads.begin; head < heads.end; ++head) {
+            float* const x = all + head * heads_.width;
+            hashed_->apply(session.cache(0), head, x, heads_.size, session.capacity());
+        }
+        context.worker.barrier();
+    }
     heads_.apply(context, projection_->output(), out, [&](const Run& run, int head, float* merged, bool add) {
         const int position = context.batch.positions[index(run.first)];
         const std::size_t offset = index(head * heads_.width);
-        const float* const queries = context.work.queries.data() + index(position) * index(heads_.size) + offset;
-        const auto sees = [&](int row) { return pattern_.bidirectional(position + row, run.session->capacity()); };
+        const float* const queries = all + index(position) * index(heads_.size) + offset;
         float* const to = merged + index(run.first) * index(heads_.size) + offset;
-        heads_.look(context, run.session->cache(0), head, queries, run.count, sees, false, to, add);
+        if (!hashes) {
+            const auto sees = [&](int row) { return pattern_.bidirectional(position + row, session.capacity()); };
+            heads_.look(context, session.cache(0), head, queries, run.count, sees, false, to, add);
+            return;
+        }
+        for (int t = 0; t < run.count; ++t) {
+            for (int i = 0; i < heads_.width; ++i) {
+                float& y = to[t * heads_.size + i];
+                y = queries[t * heads_.size + i] + (add ? y : 0.0f);
+            }
+        }
     });
 }
 

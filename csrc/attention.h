@@ -7,6 +7,7 @@
 
 #include "cache.h"
 #include "layers.h"
+#include "lsh.h"
 
 namespace terse {
 
@@ -47,12 +48,15 @@ public:
     Range causal(int position) const;                     // up to the position
     Range bidirectional(int position, int length) const;  // of so many
 
-    // The mean of query and key is both. This is what decoding makes of LSH.
+    // The mean of query and key is both.
     bool shared() const { return shared_; }
 
-    // Of rows from `position` on, those that look at keys as they are, with scaled queries. Later ones look at keys of
+    // What decoding makes of LSH. Of rows from `position` on, those that look at keys as they are, with scaled queries. Later ones look at keys of
     // length 1, and not at themselves.
     int exact(int position, int rows) const;
+
+    // Whether a source of so many tokens is hashed.
+    bool hashes(int length) const { return shared_ && length > exact_length_; }
 
 private:
     bool shared_;
@@ -113,6 +117,7 @@ public:
 private:
     Heads heads_;
     Pattern pattern_;
+    std::optional<HashedAttention> hashed_;
     Norm norm_;
     std::unique_ptr<Projection> projection_;
 };

@@ -25,6 +25,13 @@ void KeyValues::write(int head, int position, const float* key, const float* val
     }
 }
 
+void KeyValues::read_value(int head, int position, float* value) const {
+    const float* const rows = values(head) + index(position) * kPanel;
+    for (int i = 0; i < head_dim_; ++i) {
+        value[i] = rows[index(i / kPanel) * index(rounded_) * kPanel + index(i % kPanel)];
+    }
+}
+
 void KeyValues::copy(const KeyValues& other, int begin, int end) {
     if (begin >= end) {
         return;
@@ -51,10 +58,8 @@ void KeyValues::save(int length, std::vector<float>& saved) const {
             }
         }
         for (int head = 0; head < heads_; ++head) {
-            const float* const rows = values(head) + index(position) * kPanel;
-            for (int i = 0; i < head_dim_; ++i) {
-                saved.push_back(rows[index(i / kPanel) * index(rounded_) * kPanel + index(i % kPanel)]);
-            }
+            saved.resize(saved.size() + index(head_dim_));
+            read_value(head, position, saved.data() + saved.size() - head_dim_);
         }
     }
 }

@@ -24,6 +24,8 @@ public:
     // Writes a token's key and value of one head.
     void write(int head, int position, const float* key, const float* value);
 
+    void read_value(int head, int position, float* value) const;
+
     // Positions [begin, end) of another cache, which may have another capacity.
     void copy(const KeyValues& other, int begin, int end);
 

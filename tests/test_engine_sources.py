@@ -18,7 +18,7 @@ from engines import TOLERANCE, check_logits, draw_tokens, make_engine, pack_mode
 from quantised import rounded
 from runs import DENSE
 from terseformer import generation, native
-from terseformer.config import Seq2SeqConfig
+from terseformer.config import LocalPatternConfig, LSHPatternConfig, MixedPatternConfig, Seq2SeqConfig
 from terseformer.data import end_of_text_id, train_tokenizer
 from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine, Session
 from terseformer.layout import DTYPES, Dtype
@@ -76,6 +76,29 @@ def test_parity_of_short_and_long_sources(name: str, length: int, tmp_path: Path
     """One token, and more than pass through the model together."""
     model = make_model(replace(DISTINCT_ENCODER_DECODERS[name], max_position_embeddings=2 * MAX_ROWS + 5))
     source, target = draw_tokens(model.config, length, seed=1), draw_tokens(model.config, 2 * MAX_ROWS + 5)
+    engine = make_engine(model, tmp_path)
+    logits = engine.logits(target, engine.new_session(source=source))
+    assert_close(logits, torch_logits(model, source, target), **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "terraformer"])
+@pytest.mark.parametrize("length", [1, 16, 17, 300])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        LSHPatternConfig(chunk_length=16, chunks_after=1),
+        LSHPatternConfig(chunk_length=7, chunks_before=0, num_hashes=3, num_buckets=150),  # two factors
+        MixedPatternConfig(chunk_length=16, exact_length=16),
+        LocalPatternConfig(chunk_length=20, chunks_after=2),
+    ],
+    ids=lambda pattern: pattern.kind,
+)
+def test_parity_of_patterns_in_encoders(
+    pattern: LSHPatternConfig | MixedPatternConfig | LocalPatternConfig, length: int, kind: str, tmp_path: Path
+) -> None:
+    config = ENCODER_DECODERS[{"seq2seq": "seq2seq-scaling", "terraformer": "terraformer-scaling"}[kind]]
+    model = make_model(replace(config, encoder_attention_pattern=pattern, max_position_embeddings=300))
+    source, target = draw_tokens(model.config, length, seed=1), draw_tokens(model.config, 5)
     engine = make_engine(model, tmp_path)
     logits = engine.logits(target, engine.new_session(source=source))
     assert_close(logits, torch_logits(model, source, target), **TOLERANCE)

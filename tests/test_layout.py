@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantised import as_numpy
-from terseformer.config import ConfigError, LSHPatternConfig, ModelConfig, TerraformerConfig
+from terseformer.config import ConfigError, FavorPatternConfig, ModelConfig, TerraformerConfig
 from terseformer.layout import DTYPES, PANEL, Dtype, declare, from_bf16, quantise, to_bf16
 from variants import ENCODER_DECODERS, PYTORCH_ONLY, VARIANTS, make_model
 
@@ -59,7 +59,7 @@ def test_what_the_engine_does_not_decode_is_refused(config: ModelConfig) -> None
     "change",
     [
         {"position": "rotary"},
-        {"encoder_attention_pattern": LSHPatternConfig()},
+        {"encoder_attention_pattern": FavorPatternConfig()},
         {"forget_every": 1},
         {"half_before_layer": 1},
         {"double_after_layer": 1},

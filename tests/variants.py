@@ -223,7 +223,12 @@ ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
     **{f"seq2seq-{position}": _seq2seq(position=position, hidden_size=24) for position in ("sin_cos", "fixed_base")},
     "seq2seq-axial": _seq2seq(position="axial", axial_shape=(4, 3), axial_sizes=(19, 11)),
     "seq2seq-local": _seq2seq(encoder_attention_pattern=LocalPatternConfig(chunk_length=2, chunks_after=1)),
-    "seq2seq-lsh": _seq2seq(attention_pattern=_PATTERN["lsh"]),
+    "seq2seq-lsh": _seq2seq(
+        encoder_attention_pattern=LSHPatternConfig(chunk_length=3, chunks_after=1), attention_pattern=_PATTERN["lsh"]
+    ),
+    "seq2seq-mixed": _seq2seq(
+        encoder_attention_pattern=MixedPatternConfig(exact_length=MAX_POSITION), attention_pattern=_PATTERN["mixed"]
+    ),
     "seq2seq-deep_encoder": _seq2seq(num_encoder_layers=3, num_decoder_layers=1, num_attention_heads=1),
     "seq2seq-scaling": _seq2seq(**_SCALING, cross_attention=SparseCrossProjectionConfig(qkv_modules=6)),
     **{
@@ -245,7 +250,11 @@ ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
         encoder_attention_pattern=LocalPatternConfig(chunk_length=4, chunks_before=0, chunks_after=1),
         attention_pattern=LocalPatternConfig(chunk_length=5),
     ),
-    "terraformer-lsh": _terraformer(attention_pattern=LSHPatternConfig(chunk_length=MAX_POSITION)),
+    # Decoding sees all earlier tokens; so does a window over a source and its text.
+    "terraformer-lsh": _terraformer(
+        encoder_attention_pattern=LSHPatternConfig(chunk_length=2, num_hashes=3),
+        attention_pattern=LSHPatternConfig(chunk_length=2 * MAX_POSITION),
+    ),
     "terraformer-fixed_base": _terraformer(position="fixed_base", hidden_size=24),
     "terraformer-scaling": _terraformer(**_SCALING),
     "terraformer-scaling_reversible": _terraformer(**_SCALING, reversible_encoder=True, num_attention_layers=1),

@@ -56,13 +56,11 @@ def declare(config: AnyConfig, dtype: Dtype) -> list[Entry]:
 
 def _undecoded(config: AnyConfig) -> Iterator[tuple[str, object]]:
     """The keys, and their values, of what the engine does not know."""
-    if (kind := config.attention_pattern.kind) not in ("softmax", "local", "lsh", "mixed"):
-        yield "attention_pattern.kind", kind
-    if isinstance(config, c.ModelConfig):
-        return
-    if (kind := config.encoder_attention_pattern.kind) not in ("softmax", "local"):
-        yield "encoder_attention_pattern.kind", kind
-    if config.position == "rotary":
+    is_decoder = isinstance(config, c.ModelConfig)
+    for name in ("attention_pattern",) if is_decoder else ("attention_pattern", "encoder_attention_pattern"):
+        if (kind := getattr(config, name).kind) not in ("softmax", "local", "lsh", "mixed"):
+            yield f"{name}.kind", kind
+    if not is_decoder and config.position == "rotary":
         yield "position", config.position
     if isinstance(config, c.TerraformerConfig):
         for name in ("forget_every", "half_before_layer", "double_after_layer"):

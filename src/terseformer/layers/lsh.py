@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -55,6 +56,17 @@ def shared_qk_attention(
     return F.scaled_dot_product_attention(qk, unit_keys(qk), v, attn_mask=seen, dropout_p=dropout, scale=1.0)
 
 
+def fixed_normals(*shape: int) -> Float[Tensor, "..."]:
+    """Normal numbers, float32, that are the same each time and in the native engine: Box-Muller on SplitMix64."""
+    count = math.prod(shape)
+    counter = np.arange(1, 2 * count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        counter = (counter ^ (counter >> np.uint64(shift))) * np.uint64(factor)
+    radius, angle = (((counter >> np.uint64(11)) + 1) * 2.0**-53).reshape(count, 2).T
+    normals = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)
+    return torch.from_numpy(normals.astype(np.float32)).reshape(shape)
+
+
 def bucket_factors(num_buckets: int) -> list[int]:
     """Even numbers whose product is about `num_buckets`: one up to 128, beyond that two, which cost less to hash."""
     if num_buckets <= 128:
@@ -69,18 +81,17 @@ def hash_buckets(
     num_hashes: int,
     num_buckets: int,
     num_real: Int[Tensor, " B"] | None = None,
-    generator: torch.Generator | None = None,
+    fixed: bool = False,
 ) -> Int[Tensor, "rounds B H T"]:
     """Draws random rotations R, one for each round and head, and hashes each token to argmax([R x; -R x]).
 
     Vectors at a small angle often share a bucket, whatever their lengths. More than 128 buckets are pairs of two
-    hashes. Padding has a bucket of its own, after all others. The rotations come from a generator on the CPU, or else
-    from torch's global one.
+    hashes. Padding has a bucket of its own, after all others. Rotations that are `fixed` are the same each time.
     """
     factors = bucket_factors(num_buckets)
     halves = [factor // 2 for factor in factors]
-    device = qk.device if generator is None else "cpu"
-    rotations = torch.randn(num_hashes, *qk.shape[1::2], sum(halves), generator=generator, device=device).to(qk)
+    shape = (num_hashes, *qk.shape[1::2], sum(halves))  # [rounds, H, K, rotated]
+    rotations = fixed_normals(*shape).to(qk) if fixed else torch.randn(shape, device=qk.device, dtype=qk.dtype)
     rounds = []
     for rotation in rotations:  # one at a time, to hold the rotated vectors of a single round
         bucket, step = torch.zeros(qk.shape[:3], dtype=torch.int32, device=qk.device), 1
@@ -145,8 +156,7 @@ class LSHAttention(nn.Module):
     ) -> Int[Tensor, "rounds B H T"]:
         """Draws buckets, for a caller that needs the same ones again; outside training by the same rotations always."""
         num_buckets = self.num_buckets or 2 * max(1, qk.shape[2] // self.chunk_length)
-        generator = None if self.training else torch.Generator().manual_seed(0)
-        return hash_buckets(qk, self.num_hashes, num_buckets, num_real, generator)
+        return hash_buckets(qk, self.num_hashes, num_buckets, num_real, fixed=not self.training)
 
     def forward(
         self,

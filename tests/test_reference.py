@@ -366,6 +366,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "attention_pattern": c.LSHPatternConfig(num_hashes=4, chunk_length=64),
         },
     ),
+    "infinite": ("ConfigurableTransformerLM", LANGUAGE | {"pos_type": "infinite"}, {"position": "infinite"}),
     "forgetting": (
         "ConfigurableTerraformer",
         WRAPPED | {"n_layers_forget": 2, "center_layernorm": False, "pos_type": None},
@@ -436,7 +437,7 @@ def test_weights_that_lie_head_by_head(kind: str) -> None:
         ({"args": {"vocab_size": 64, "ff_sparsity": [1, 2, 3]}}, "the number of values of ff_sparsity = 3"),
         ({"args": {"vocab_size": 64, "attention_type": "EncDecAttention"}}, "attention_type = 'EncDecAttention'"),
         ({"args": {"vocab_size": 64, "attention_type": ["Attention", "CausalAttention"]}}, "names different types"),
-        ({"args": {"vocab_size": 64, "pos_type": "infinite"}}, "pos_type = 'infinite' is not known here"),
+        ({"args": {"vocab_size": 64, "pos_type": "infinite-affine"}}, "pos_type = 'infinite-affine' is not known here"),
         *(
             ({"args": LANGUAGE | {"attention_type": {"type": "SelfAttention", "args": options}}}, message)
             for options, message in (

@@ -138,6 +138,7 @@ VARIANTS: dict[str, ModelConfig] = {
         f"position-{position}": _model(position=position) for position in ("learned", "sinusoidal", "sin_cos", "rotary")
     },
     "position-fixed_base": _model(position="fixed_base", hidden_size=24),
+    "position-infinite": _model(position="infinite"),
     "position-axial": _model(position="axial", axial_shape=(4, 3), axial_sizes=(19, 11)),
     **{f"norm-{norm}": _model(norm=norm) for norm in ("layer_norm", "rms_norm")},
     **{f"whole-{name}": config for name, config in _WHOLE.items()},
@@ -220,7 +221,10 @@ ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
     **{f"seq2seq-head_{name}": _seq2seq(head=config) for name, config in _HEAD.items()},
     "seq2seq-sru": _seq2seq(sru=SRUConfig(num_layers=2, size=9)),
     "seq2seq-sinusoidal_rms": _seq2seq(position="sinusoidal", norm="rms_norm"),
-    **{f"seq2seq-{position}": _seq2seq(position=position, hidden_size=24) for position in ("sin_cos", "fixed_base")},
+    **{
+        f"seq2seq-{position}": _seq2seq(position=position, hidden_size=24)
+        for position in ("sin_cos", "fixed_base", "infinite")
+    },
     "seq2seq-axial": _seq2seq(position="axial", axial_shape=(4, 3), axial_sizes=(19, 11)),
     "seq2seq-local": _seq2seq(encoder_attention_pattern=LocalPatternConfig(chunk_length=2, chunks_after=1)),
     "seq2seq-lsh": _seq2seq(

@@ -188,6 +188,8 @@ def position_cost(config: c.ModelConfig | c.EncoderDecoderConfig) -> Cost:
             return table_cost(config.max_position_embeddings, config.hidden_size)
         case "fixed_base":  # a vector of the digits in each of four bases, and one of the start
             return _weights(5 * config.hidden_size, 4 * config.hidden_size)
+        case "infinite":  # a matrix, times waves that are computed
+            return dense_cost(config.hidden_size, config.hidden_size, bias=False)
         case "axial":
             sides = zip(config.axial_shape, config.axial_sizes, strict=True)
             return sum((table_cost(side, size) for side, size in sides), Cost())

@@ -13,7 +13,13 @@ from terseformer.layers.chunked import in_chunks
 from terseformer.layers.dropout import SequenceDropout
 from terseformer.layers.feedforward import feed_forward
 from terseformer.layers.pattern import attention_pattern
-from terseformer.layers.position import AxialPositions, FixedBasePositions, LearnedPositions, SinusoidalPositions
+from terseformer.layers.position import (
+    AxialPositions,
+    FixedBasePositions,
+    InfinitePositions,
+    LearnedPositions,
+    SinusoidalPositions,
+)
 from terseformer.layers.qkv import attention_projection
 from terseformer.layers.recurrence import RecurrentBranch
 from terseformer.state import Chunk, FeatureSums, KeyValueCache, LayerState, RecurrentCarry, Source
@@ -47,6 +53,8 @@ def positions(config: AnyConfig) -> nn.Module | None:
             return SinusoidalPositions(size, config.dropout, halves=config.position == "sin_cos")
         case "fixed_base":
             return FixedBasePositions(size)
+        case "infinite":
+            return InfinitePositions(config.max_position_embeddings, size)
         case "axial":
             return AxialPositions(config.axial_shape, config.axial_sizes, config.dropout)
         case "rotary":

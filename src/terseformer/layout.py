@@ -17,6 +17,7 @@ import numpy as np
 
 from terseformer import config as c
 from terseformer.tensorfile import Declared
+from terseformer.waves import waves
 
 Dtype = Literal["f32", "bf16", "int8"]
 DTYPES: tuple[Dtype, ...] = ("f32", "bf16", "int8")
@@ -282,6 +283,9 @@ def _positions(config: AnyConfig, name: str, pack: _Pack) -> Iterator[Entry]:
         case "fixed_base":
             sources: dict[str, tuple[int, ...]] = {f"{name}.digits": (32, size // 8), f"{name}.start": (size,)}
             yield Entry(f"{name}.weight", declared, sources, lambda w: _digits(positions, *(w[key] for key in sources)))
+        case "infinite":
+            key = f"{name}.weight"
+            yield Entry(key, declared, {key: (size, size)}, lambda w: waves(positions, size) @ w[key])
         case "axial":
             sides = zip(config.axial_shape, config.axial_sizes, strict=True)
             tables = {f"{name}.tables.{axis}": side for axis, side in enumerate(sides)}

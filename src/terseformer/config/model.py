@@ -31,10 +31,11 @@ class _TransformerConfig:
     """Heads H; they divide hidden_size."""
     max_position_embeddings: int = 512
     """Longest sequence, in tokens."""
-    position: Literal["learned", "sinusoidal", "sin_cos", "fixed_base", "axial", "rotary"] = "learned"
+    position: Literal["learned", "sinusoidal", "sin_cos", "fixed_base", "infinite", "axial", "rotary"] = "learned"
     """How a token knows its place, in an encoder-decoder with weights of their own for source and target: `learned`
     starts from the sinusoids, as the reference does; `sin_cos` has all sines before all cosines; `fixed_base` has
-    digits, and in training starts anywhere; `axial` has coordinates; `rotary` turns queries and keys."""
+    digits, and in training starts anywhere; `infinite` has drifting waves; `axial` has coordinates; `rotary` turns
+    queries and keys."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     axial_shape: tuple[int, ...] = ()

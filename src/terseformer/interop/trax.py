@@ -207,8 +207,11 @@ def _position(a: _Arguments, default: str | None) -> dict[str, Any]:
     kind, shape, sizes = a.take("pos_type", default), a.take("pos_axial_shape"), a.take("pos_d_axial_embs")
     if kind and shape and kind not in ("sin-cos", "fixed-base", "infinite", "infinite-affine", "time-bin"):
         return {"position": "axial", "axial_shape": tuple(shape), "axial_sizes": tuple(sizes or ())}
-    require("pos_type", kind, None, "sin-cos", "fixed-base")
-    return {"position": {None: "learned", "sin-cos": "sin_cos", "fixed-base": "fixed_base"}[kind]}
+    require("pos_type", kind, *_POSITIONS)
+    return {"position": _POSITIONS[kind]}
+
+
+_POSITIONS = {None: "learned", "sin-cos": "sin_cos", "fixed-base": "fixed_base", "infinite": "infinite"}
 
 
 def _sru(value: Any) -> c.SRUConfig:

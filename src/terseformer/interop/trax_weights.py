@@ -299,6 +299,8 @@ def _position(config: c.ModelConfig | c.EncoderDecoderConfig, name: str = "posit
         case "fixed_base":
             start = Entry(f"{name}.start", (1, 1, size), lambda array: array[0, 0])
             return [*[Entry(f"{name}.digits", (1, size // 8))] * 32, start]
+        case "infinite":
+            return [Entry(f"{name}.weight", (size, size))]
         case "axial":
             return [
                 Entry(f"{name}.tables.{axis}", _along(config.axial_shape, axis, width), _squeezed)

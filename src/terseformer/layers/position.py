@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from terseformer.layers.dropout import SequenceDropout
+from terseformer.waves import waves
 
 
 def sinusoids(positions: Int[Tensor, "*P"], width: int) -> Float[Tensor, "*P D"]:
@@ -93,6 +94,30 @@ class FixedBasePositions(nn.Module):
         if kept is not None:
             x = x * kept
         return x + (positions == 0)[..., None] * self.start
+
+
+class InfinitePositions(nn.Module):
+    """Waves whose phases drift, so that no two places are alike, times a learned matrix that starts orthogonal.
+
+    The waves are computed when they are first asked for, and are no part of a state dict. Padding beyond the last
+    position gets its vector.
+
+    Source: `InfinitePositionalEncoding` of the reference, with its origin at 0.
+    """
+
+    waves: Tensor
+
+    def __init__(self, max_positions: int, width: int) -> None:
+        super().__init__()
+        self.max_positions = max_positions
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(width, width)))
+        self.register_buffer("waves", torch.empty(0, width), persistent=False)
+
+    def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        if not len(self.waves):
+            table = waves(self.max_positions, len(self.weight))
+            self.waves = torch.from_numpy(table).to(self.weight)
+        return nn.functional.embedding(positions.clamp(max=self.max_positions - 1), self.waves) @ self.weight
 
 
 class AxialPositions(nn.Module):

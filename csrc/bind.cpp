@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
@@ -90,6 +91,7 @@ const char* name_of(terse::Finish finish) {
         case terse::Finish::eos: return "eos";
         case terse::Finish::length: return "length";
         case terse::Finish::not_finite: return "not_finite";
+        case terse::Finish::repeats: return "repeats";
     }
     return "";
 }
@@ -153,10 +155,25 @@ NB_MODULE(_native, m) {
     nb::class_<terse::Sampling>(m, "Sampling")
         .def("__init__",
              [](terse::Sampling* self, float temperature, int top_k, float top_p, float min_p, float repetition_penalty,
-                std::uint64_t seed) {
-                 new (self) terse::Sampling{temperature, top_k, top_p, min_p, repetition_penalty, seed};
+                int no_repeat_ngram_size, std::uint64_t seed) {
+                 new (self) terse::Sampling{temperature,        top_k,                top_p, min_p,
+                                            repetition_penalty, no_repeat_ngram_size, seed};
              },
-             nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a, "seed"_a);
+             nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a,
+             "no_repeat_ngram_size"_a, "seed"_a);
+
+    nb::class_<terse::Search>(m, "Search")
+        .def("__init__",
+             [](terse::Search* self, int num_beams, double length_penalty, bool early_stopping, int no_repeat_ngram_size,
+                float repetition_penalty, int max_tokens) {
+                 if (num_beams < 1 || max_tokens < 1) {
+                     throw std::invalid_argument("num_beams and max_tokens must be at least 1");
+                 }
+                 new (self) terse::Search{num_beams,          length_penalty, early_stopping, no_repeat_ngram_size,
+                                          repetition_penalty, max_tokens};
+             },
+             nb::kw_only(), "num_beams"_a, "length_penalty"_a, "early_stopping"_a, "no_repeat_ngram_size"_a,
+             "repetition_penalty"_a, "max_tokens"_a);
 
     nb::class_<terse::Sampler>(m, "Sampler")
         .def(nb::init<const terse::Sampling&, int>(), "sampling"_a, "vocab_size"_a)
@@ -267,6 +284,16 @@ NB_MODULE(_native, m) {
                  self.read(session, tokens.data(), static_cast<int>(tokens.size()), logits.data());
              },
              "session"_a, "tokens"_a, "logits"_a)
+        .def("search",
+             [](terse::Engine& self, terse::Session& session, const terse::Search& search,
+                std::vector<std::int32_t> before, std::vector<std::int32_t> stop_ids) {
+                 const terse::Found found = [&] {
+                     const nb::gil_scoped_release released;
+                     return self.search(session, search, std::move(before), std::move(stop_ids));
+                 }();
+                 return std::pair(found.tokens, std::string(name_of(found.finish)));
+             },
+             "session"_a, "search"_a, "before"_a, "stop_ids"_a)
         .def("write",
              [](terse::Engine& self, const std::vector<terse::Writer*>& writers, int steps, double seconds) {
                  const nb::gil_scoped_release released;

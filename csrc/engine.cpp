@@ -20,7 +20,7 @@ void Writer::see(const std::int32_t* tokens, int count) {
 void Writer::draw() {
     const std::int32_t token = sampler_.next(session_.logits());
     if (token < 0) {
-        finish_ = Finish::not_finite;
+        finish_ = sampler_.failure();
         return;
     }
     sampler_.see(token);
@@ -116,6 +116,56 @@ void Engine::read(Session& session, const std::int32_t* tokens, int count, float
     }
 }
 
+// Reads a token of each session, whose logits are then those of the next. Those of several rows go by way of `logits`.
+void Engine::read_each(Context& context, float* logits) const {
+    const std::size_t vocab_size = index(model_->vocab_size());
+    const std::vector<Run>& runs = context.batch.runs;
+    const int rows = context.rows();
+    model_->forward(context);
+    float* const out = rows == 1 ? runs[0].session->logits() : logits;
+    model_->logits(context, 0, rows, out);
+    for (int row = context.worker.index(); rows > 1 && row < rows; row += context.worker.count()) {
+        std::copy_n(out + index(row) * vocab_size, vocab_size, runs[index(row)].session->logits());
+    }
+    context.worker.barrier();
+}
+
+Found Engine::search(Session& session, const Search& search, std::vector<std::int32_t> before,
+                     std::vector<std::int32_t> stop_ids) {
+    const Session::Use use(session);
+    const std::lock_guard lock(callers_);
+    check(session);
+    check_tokens(before.data(), static_cast<int>(before.size()));
+    if (session.length() == 0 || search.max_tokens > session.limit() - session.length()) {
+        throw std::invalid_argument("the session has read nothing, or has no room for " +
+                                    std::to_string(search.max_tokens) + " more tokens");
+    }
+    BeamSearch beams(session, search, std::move(before), std::move(stop_ids), work_.runs);
+    Buffer logits(index(work_.runs) * index(model_->vocab_size()));
+    team_.run([&](Worker& worker) {
+        for (;;) {
+            beams.rank(worker);
+            worker.barrier();
+            if (worker.index() == 0) {
+                beams.choose();
+            }
+            worker.barrier();
+            if (beams.done()) {
+                return;
+            }
+            beams.take(worker);
+            worker.barrier();
+            for (const Batch& batch : beams.batches()) {
+                if (batch.rows() > 0) {
+                    Context context{worker, batch, work_};
+                    read_each(context, logits.data());
+                }
+            }
+        }
+    });
+    return beams.best();
+}
+
 std::vector<std::vector<std::int32_t>> Engine::write(const std::vector<Writer*>& writers, int steps,
                                                      std::chrono::microseconds time) {
     std::vector<Session::Use> uses;
@@ -141,8 +191,7 @@ std::vector<std::vector<std::int32_t>> Engine::write(const std::vector<Writer*>&
     Batch batch;
     bool done = active.empty() || steps == 0;
     int step = 0;
-    const std::size_t vocab_size = index(model_->vocab_size());
-    Buffer logits(active.size() > 1 ? active.size() * vocab_size : 0);
+    Buffer logits(active.size() > 1 ? active.size() * index(model_->vocab_size()) : 0);
     if (!done) {
         team_.run([&](Worker& worker) {
             Context context{worker, batch, work_};
@@ -160,15 +209,8 @@ std::vector<std::vector<std::int32_t>> Engine::write(const std::vector<Writer*>&
                     }
                 }
                 worker.barrier();
-                const int rows = batch.rows();
-                if (rows > 0) {
-                    model_->forward(context);
-                    float* const out = rows == 1 ? batch.runs[0].session->logits() : logits.data();
-                    model_->logits(context, 0, rows, out);
-                    for (int row = worker.index(); rows > 1 && row < rows; row += worker.count()) {
-                        std::copy_n(out + index(row) * vocab_size, vocab_size, batch.runs[index(row)].session->logits());
-                    }
-                    worker.barrier();
+                if (batch.rows() > 0) {
+                    read_each(context, logits.data());
                 }
                 for (std::size_t i = index(worker.index()); i < active.size(); i += index(worker.count())) {
                     if (active[i]->pending_ >= 0) {

@@ -9,12 +9,11 @@
 #include <unordered_set>
 #include <vector>
 
+#include "beam.h"
 #include "model.h"
 #include "sampler.h"
 
 namespace terse {
-
-enum class Finish { no, stop, eos, length, not_finite };
 
 // A text that is being written.
 class Writer {
@@ -58,6 +57,11 @@ public:
     // of them are kept. Throws std::invalid_argument when a token is unknown or the session is full.
     void read(Session& session, const std::int32_t* tokens, int count, float* logits = nullptr);
 
+    // The likeliest text after what a session has read, which goes on where it is. `before` and `stop_ids` as those of
+    // BeamSearch.
+    Found search(Session& session, const Search& search, std::vector<std::int32_t> before,
+                 std::vector<std::int32_t> stop_ids);
+
     // Writes on, a token for every unfinished writer at each step, until all are finished or `steps` are done, or a
     // step ends after `time`. Gives what each has written.
     std::vector<std::vector<std::int32_t>> write(const std::vector<Writer*>& writers, int steps,
@@ -66,6 +70,7 @@ public:
 private:
     void check(const Session& session) const;
     void check_tokens(const std::int32_t* tokens, int count) const;
+    void read_each(Context& context, float* logits) const;
     std::vector<Batch> blocks(Session& session, const std::int32_t* tokens, int count) const;
 
     std::shared_ptr<const Model> model_;

@@ -2,17 +2,24 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 
 #include "kernels.h"
 
 namespace terse {
-namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-}  // namespace
+void forbid_repeats(const std::vector<std::int32_t>& tokens, int size, float* scores) {
+    if (size == 0 || tokens.size() < static_cast<std::size_t>(size)) {
+        return;
+    }
+    const std::ptrdiff_t before = size - 1;
+    const auto tail = tokens.end() - before;
+    for (auto first = tokens.begin(); first + before != tokens.end(); ++first) {
+        if (std::equal(tail, tokens.end(), first)) {
+            scores[first[before]] = kNever;
+        }
+    }
+}
 
 Sampler::Sampler(const Sampling& sampling, int vocab_size)
     : sampling_(sampling), state_(sampling.seed), scores_(static_cast<std::size_t>(vocab_size)) {
@@ -31,6 +38,9 @@ void Sampler::see(std::int32_t token) {
     }
     if (!seen_.empty()) {
         seen_[static_cast<std::size_t>(token)] = 1;
+    }
+    if (sampling_.no_repeat_ngram_size > 0) {
+        tokens_.push_back(token);
     }
 }
 
@@ -84,13 +94,21 @@ bool Sampler::filter(const float* logits) {
     }
     for (std::size_t i = 0; i < seen_.size(); ++i) {
         if (seen_[i] != 0) {
-            scores_[i] = scores_[i] > 0.0f ? scores_[i] / sampling_.repetition_penalty
-                                           : scores_[i] * sampling_.repetition_penalty;
+            penalise(scores_[i], sampling_.repetition_penalty);
         }
     }
-    const float largest = scores_[static_cast<std::size_t>(kernels().argmax(scores_.data(), static_cast<int>(size)))];
+    float largest = scores_[static_cast<std::size_t>(kernels().argmax(scores_.data(), static_cast<int>(size)))];
     if (has_nan || !std::isfinite(largest)) {
+        failure_ = Finish::not_finite;
         return false;
+    }
+    if (!tokens_.empty()) {
+        forbid_repeats(tokens_, sampling_.no_repeat_ngram_size, scores_.data());
+        largest = scores_[static_cast<std::size_t>(kernels().argmax(scores_.data(), static_cast<int>(size)))];
+        if (largest == kNever) {
+            failure_ = Finish::repeats;
+            return false;
+        }
     }
     if (sampling_.temperature == 0.0f) {
         return true;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -14,21 +15,35 @@ struct Sampling {
     float top_p = 1.0f;
     float min_p = 0.0f;
     float repetition_penalty = 1.0f;
+    int no_repeat_ngram_size = 0;
     std::uint64_t seed = 0;
 };
+
+// Why a text ends: a stop string, a stop token, enough tokens; logits with NaN or no finite largest; no token that would
+// not repeat an n-gram.
+enum class Finish { no, stop, eos, length, not_finite, repeats };
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// Forbids the tokens that would end, after these, a sequence of `size` tokens that already stands among them.
+void forbid_repeats(const std::vector<std::int32_t>& tokens, int size, float* scores);
+
+// The repetition penalty.
+inline void penalise(float& score, float penalty) { score = score > 0.0f ? score / penalty : score * penalty; }
 
 class Sampler {
 public:
     Sampler(const Sampling& sampling, int vocab_size);
 
-    // Counts a token of the prompt or of the text for the repetition penalty.
+    // Counts a token of the prompt or of the text for the repetition penalty and the n-grams.
     // Throws std::invalid_argument when there is no such token.
     void see(std::int32_t token);
 
     std::size_t vocab_size() const { return scores_.size(); }
 
-    // Draws a token, or gives -1 when the logits have NaN or no finite largest.
+    // Draws a token, or gives -1: then `failure` says why.
     std::int32_t next(const float* logits);
+    Finish failure() const { return failure_; }
 
     // The distribution that `next` draws from; false when there is none.
     bool distribution(const float* logits, float* probabilities);
@@ -41,9 +56,11 @@ private:
 
     Sampling sampling_;
     std::uint64_t state_;
-    std::vector<std::uint8_t> seen_;  // empty: no penalty
+    std::vector<std::uint8_t> seen_;    // empty: no penalty
+    std::vector<std::int32_t> tokens_;  // empty: n-grams may be repeated
     std::vector<float> scores_;
     std::vector<std::int32_t> order_;
+    Finish failure_ = Finish::no;
 };
 
 // Whether a text that comes in tokens has come to a stop string.

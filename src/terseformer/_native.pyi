@@ -32,7 +32,20 @@ class Sampling:
         top_p: float,
         min_p: float,
         repetition_penalty: float,
+        no_repeat_ngram_size: int,
         seed: int,
+    ) -> None: ...
+
+class Search:
+    def __init__(
+        self,
+        *,
+        num_beams: int,
+        length_penalty: float,
+        early_stopping: bool,
+        no_repeat_ngram_size: int,
+        repetition_penalty: float,
+        max_tokens: int,
     ) -> None: ...
 
 class Sampler:
@@ -71,4 +84,7 @@ class Engine:
     def read_source(self, session: Session, tokens: np.ndarray) -> None: ...
     def read(self, session: Session, tokens: np.ndarray) -> None: ...
     def read_logits(self, session: Session, tokens: np.ndarray, logits: np.ndarray) -> None: ...
+    def search(
+        self, session: Session, search: Search, before: Sequence[int], stop_ids: Sequence[int]
+    ) -> tuple[list[int], str]: ...
     def write(self, writers: Sequence[Writer], steps: int, seconds: float) -> list[list[int]]: ...

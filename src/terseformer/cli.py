@@ -20,6 +20,7 @@ from terseformer.errors import UserError
 if TYPE_CHECKING:
     from terseformer.config import Recipe
     from terseformer.engine import Engine
+    from terseformer.sampling import SamplingConfig
 
 _USAGE = """\
 terse: Scaling Transformers, trained beside their dense twins and decoded on CPUs
@@ -136,11 +137,14 @@ def _train(args: Sequence[str]) -> None:
 
 
 def _evaluate(args: Sequence[str]) -> None:
+    from terseformer.sampling import DEFAULT_SUMMARY, SamplingConfig
+
     def evaluate(
         checkpoint: Path,
         /,
         files: tuple[str, ...] = (),
         sequences: int = 0,
+        sampling: SamplingConfig = DEFAULT_SUMMARY,
         backend: Literal["torch", "engine"] = "torch",
         dtype: Literal["f32", "bf16", "int8"] = "f32",
     ) -> None:
@@ -150,6 +154,7 @@ def _evaluate(args: Sequence[str]) -> None:
             checkpoint: a checkpoint's or a run's folder.
             files: texts to evaluate on; without any, the validation text that the model was trained with.
             sequences: sequences or pairs at most; 0 takes all.
+            sampling: how summaries are drawn, or searched for with beams; by default the likeliest token each time.
             backend: PyTorch, or the native engine.
             dtype: of the engine's weights.
         """
@@ -162,7 +167,9 @@ def _evaluate(args: Sequence[str]) -> None:
         if not isinstance(load_config(find(checkpoint)), ModelConfig):
             if files:
                 raise UserError("an encoder-decoder is evaluated on its own validation text; leave --files out")
-            return _evaluate_summaries(checkpoint, sequences, dtype if backend == "engine" else None)
+            return _evaluate_summaries(checkpoint, sequences, sampling, dtype if backend == "engine" else None)
+        if sampling != DEFAULT_SUMMARY:
+            raise UserError("a causal language model is evaluated without writing; leave out the flags of sampling")
         result = evaluate_folder(checkpoint, files, sequences, dtype if backend == "engine" else None)
         print(f"loss            {result.loss:.4f} nats per token")
         print(f"perplexity      {result.perplexity:.2f}")
@@ -173,11 +180,11 @@ def _evaluate(args: Sequence[str]) -> None:
     _call("evaluate", evaluate, args)
 
 
-def _evaluate_summaries(checkpoint: Path, num_pairs: int, engine_dtype: Any) -> None:
+def _evaluate_summaries(checkpoint: Path, num_pairs: int, sampling: "SamplingConfig", engine_dtype: Any) -> None:
     from terseformer.rouge import TYPES
     from terseformer.summarizing import Summarizer
 
-    result = Summarizer(checkpoint, engine_dtype).evaluate(num_pairs)
+    result = Summarizer(checkpoint, engine_dtype).evaluate(num_pairs, sampling)
     print(f"loss            {result.evaluation.loss:.4f} nats per token of the targets")
     print(f"perplexity      {result.evaluation.perplexity:.2f}")
     if not result.rouge:
@@ -193,8 +200,7 @@ def _evaluate_summaries(checkpoint: Path, num_pairs: int, engine_dtype: Any) -> 
 
 
 def _summarize(args: Sequence[str]) -> None:
-    from terseformer.sampling import SamplingConfig
-    from terseformer.summarizing import DEFAULT_SUMMARY
+    from terseformer.sampling import DEFAULT_SUMMARY, SamplingConfig
 
     def summarize(
         checkpoint: Path,
@@ -212,7 +218,7 @@ def _summarize(args: Sequence[str]) -> None:
             checkpoint: a checkpoint's or a run's folder, of an encoder-decoder that was trained on pairs.
             files: texts; `-` is the standard input.
             divide: divide a text that is longer than the model can read, and summarise each part.
-            sampling: how the summaries are drawn; by default the likeliest token each time.
+            sampling: how the summaries are drawn, or searched for with beams; by default the likeliest token each time.
             backend: the native engine, or PyTorch.
             dtype: of the engine's weights.
             threads: of the engine; 0: the physical cores, or TERSE_THREADS.
@@ -250,7 +256,7 @@ def _generate(args: Sequence[str]) -> None:
         Args:
             checkpoint: a checkpoint's or a run's folder.
             prompt: the beginning, without which the model begins a document; or the source.
-            sampling: how the text is drawn.
+            sampling: how the text is drawn, or searched for with beams.
             backend: the native engine, or PyTorch.
             dtype: of the engine's weights.
             threads: of the engine; 0: the physical cores, or TERSE_THREADS.

@@ -19,7 +19,7 @@ from terseformer.data import load_tokenizer
 from terseformer.folder import find
 from terseformer.layout import Dtype
 from terseformer.pack import Packed, load_packed, pack
-from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig
+from terseformer.sampling import DEFAULT_SAMPLING, GenerationError, SamplingConfig, nothing_left
 from terseformer.tensorfile import Declared, TensorFileError
 from terseformer.text import FinishReason, Generation, TextWriter, check_source, end_of_text_ids, token_bytes
 from terseformer.threads import MAX_THREADS, default_threads
@@ -116,6 +116,7 @@ class Engine:
         self._engine = native.Engine(self._model, self.threads, MAX_ROWS, MAX_RUNS, poison)
         self._token_bytes = token_bytes(tokenizer, packed.config.vocab_size) if tokenizer else None
         self._pieces = native.Pieces(self._token_bytes or [])
+        self._stop_ids = end_of_text_ids(tokenizer) if tokenizer else []
 
     @classmethod
     def from_pretrained(
@@ -221,12 +222,59 @@ class Engine:
         Args:
             session: reads the prompt.
             prompt: token ids; may be none where the session has some.
-            sampling: how the text is drawn. Where the tokens' bytes are not known, its stop strings are the caller's.
+            sampling: how the text is drawn, without beams. Where the tokens' bytes are not known, its stop strings are
+                the caller's.
             seed: in place of `sampling.seed`.
 
         Raises:
             GenerationError: a token is unknown, or there is no room for another.
         """
+        self._read_prompt(session, prompt)
+        writer = native.Writer(
+            session._state,
+            self._sampling(sampling, sampling.seed if seed is None else seed),
+            min(sampling.max_new_tokens, session.capacity),
+            self._stop_ids,
+            [stop.encode() for stop in sampling.stop] if self._token_bytes else [],
+            self._pieces,
+        )
+        try:
+            writer.see(_ids(_text(session)))
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
+        return writer
+
+    def search(self, session: Session, prompt: Sequence[int], sampling: SamplingConfig) -> tuple[list[int], str]:
+        """Reads a prompt after what the session has read; gives the likeliest text that beams find, and why it ends.
+
+        The beams are forks of the session, with the text of `beam.beam_search`. They are read together, those beyond
+        `MAX_RUNS` in a second batch, and so on. The text becomes part of the session, to be read when that goes on.
+
+        Args:
+            session: reads the prompt.
+            prompt: token ids; may be none where the session has some.
+            sampling: how to search; it has no stop strings.
+
+        Raises:
+            GenerationError: a token is unknown, there is no room for another, the logits are not finite, or every token
+                would repeat an n-gram.
+        """
+        self._read_prompt(session, prompt)
+        room = session.capacity + bool(session.source) - session.length
+        search = native.Search(
+            num_beams=sampling.num_beams,
+            length_penalty=sampling.length_penalty,
+            early_stopping=sampling.early_stopping,
+            no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=min(sampling.max_new_tokens, room),
+        )
+        tokens, finish = self._engine.search(session._state, search, _text(session), self._stop_ids)
+        _reason(finish, sampling)  # or an error
+        session.tokens += tokens
+        return tokens, finish
+
+    def _read_prompt(self, session: Session, prompt: Sequence[int]) -> None:
         unread = [*session.tokens[session.length :], *prompt]  # a token that was drawn last has not been read
         length = session.length + len(unread)
         if not length:
@@ -240,19 +288,6 @@ class Engine:
             )
         del session.tokens[session.length :]
         self.read(session, unread)
-        writer = native.Writer(
-            session._state,
-            self._sampling(sampling, sampling.seed if seed is None else seed),
-            min(sampling.max_new_tokens, session.capacity),
-            end_of_text_ids(self.tokenizer) if self.tokenizer else [],
-            [stop.encode() for stop in sampling.stop] if self._token_bytes else [],
-            self._pieces,
-        )
-        try:
-            writer.see(_ids(session.tokens[1:] if session.source else session.tokens))
-        except ValueError as error:
-            raise GenerationError(str(error)) from None
-        return writer
 
     def write(
         self, writers: Sequence[native.Writer], steps: int | None = None, seconds: float = math.inf
@@ -299,17 +334,20 @@ class Engine:
             writers = {}
             for i in together:
                 session, tokens = self._begin(texts[i].prompt, sampling)
-                writers[i] = self.start(session, tokens, sampling, seeds[i])
+                if sampling.num_beams > 1:
+                    self._search_text(texts[i], session, tokens, sampling)
+                else:
+                    writers[i] = self.start(session, tokens, sampling, seeds[i])
             while active := [i for i in together if texts[i].finish_reason is None]:
                 written = self.write([writers[i] for i in active], self._steps(sampling))
                 for i, tokens in zip(active, written, strict=True):
-                    _push(texts[i], tokens, writers[i].finish)
+                    _push(texts[i], tokens, writers[i].finish, sampling)
         return [text.result() for text in texts]
 
     def stream(
         self, prompt: str, sampling: SamplingConfig = DEFAULT_SAMPLING, session: Session | None = None
     ) -> Generator[str, None, Generation]:
-        """Continues a prompt and yields pieces of the text as soon as they are certain.
+        """Continues a prompt and yields pieces of the text as soon as they are certain; with beams, all at the end.
 
         Args:
             prompt: the beginning, or an encoder-decoder's source; with a session, what follows that which it has read.
@@ -326,6 +364,8 @@ class Engine:
             raise GenerationError("an encoder-decoder writes one text of a source; leave the session out")
         else:
             tokens = text.prompt if prompt or not session.tokens else []
+        if sampling.num_beams > 1:
+            return _whole(text, self._search_text(text, session, tokens, sampling))
         return self._pieces_of(text, self.start(session, tokens, sampling, sampling.seed), session, sampling)
 
     def _pieces_of(
@@ -334,9 +374,14 @@ class Engine:
         while text.finish_reason is None:
             (tokens,) = self.write([writer], self._steps(sampling), _STREAM_SECONDS)
             session.tokens += tokens
-            if piece := _push(text, tokens, writer.finish):
+            if piece := _push(text, tokens, writer.finish, sampling):
                 yield piece
         return text.result()
+
+    def _search_text(self, text: TextWriter, session: Session, tokens: Sequence[int], sampling: SamplingConfig) -> str:
+        """All of a text at once, by beams."""
+        found, reason = self.search(session, tokens, sampling)
+        return _push(text, found, reason, sampling)
 
     def _steps(self, sampling: SamplingConfig) -> int | None:
         """Steps to write together: where the tokens' bytes are not known, only the text shows a stop string."""
@@ -356,6 +401,7 @@ class Engine:
             top_p=sampling.top_p,
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
+            no_repeat_ngram_size=sampling.no_repeat_ngram_size,
             seed=seed,
         )
 
@@ -365,17 +411,36 @@ class Engine:
         return self.tokenizer
 
 
-def _push(text: TextWriter, tokens: Sequence[int], finish: str) -> str:
-    """The text that has become certain with some tokens; `finish` is the reason if the last one is the last of all."""
+def _text(session: Session) -> list[int]:
+    """A session's tokens less that which a source's text begins with."""
+    return session.tokens[1:] if session.source else session.tokens
+
+
+def _reason(finish: str, sampling: SamplingConfig) -> FinishReason | None:
+    """Why a text has come to its end, if it has."""
     if finish == "not_finite":
         raise GenerationError(
             "the model gives no usable logits: some are NaN or the largest is infinite; its weights are damaged or its "
             "training has diverged"
         )
+    if finish == "repeats":
+        raise nothing_left(sampling)
     reasons: dict[str, FinishReason] = {"eos": "eos", "length": "length", "stop": "stop"}
+    return reasons.get(finish)
+
+
+def _whole(text: TextWriter, piece: str) -> Generator[str, None, Generation]:
+    if piece:
+        yield piece
+    return text.result()
+
+
+def _push(text: TextWriter, tokens: Sequence[int], finish: str, sampling: SamplingConfig) -> str:
+    """The text that has become certain with some tokens; `finish` is the reason if the last one is the last of all."""
+    reason = _reason(finish, sampling)
     pieces = []
     for i, token in enumerate(tokens, 1):
-        pieces.append(text.push(token, reasons.get(finish) if i == len(tokens) else None))
+        pieces.append(text.push(token, reason if i == len(tokens) else None))
         if text.finish_reason is not None:
             break
     return "".join(pieces)

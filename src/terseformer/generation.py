@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from tokenizers import Tokenizer
 
+from terseformer.beam import beam_search
 from terseformer.drawing import new_generator, sample
 from terseformer.model import CausalLM
 from terseformer.models import AnyModel
@@ -38,7 +39,7 @@ def generate_tokens(
     A row ends with a token of `stop_ids` (`eos`), or when it has `max_new_tokens` or, prompt included,
     `max_position_embeddings` tokens (`length`). Prompts of an encoder-decoder are its sources, and not included. Rows
     that end leave the batch. A row's tokens are those of its prompt alone, but for the rounding of the matrix products.
-    Prompts may differ in length.
+    Prompts may differ in length. With beams, the rows are searched one after the other; a row's tokens come at the end.
 
     Args:
         model: set to evaluation mode while it computes.
@@ -50,13 +51,25 @@ def generate_tokens(
 
     Raises:
         GenerationError: a prompt is empty, fills the context, or has a token that the model does not
-            know; the model's logits are not finite.
+            know; the model's logits are not finite; every token would repeat an n-gram.
     """
     _check_prompts(model, prompts)
     seeds = [config.seed] * len(prompts) if seeds is None else seeds
     if len(seeds) != len(prompts):
         raise GenerationError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
+    if config.num_beams > 1:
+        return _search(model, prompts, config, stop_ids)
     return _steps(model, prompts, config, stop_ids, seeds, stopped)
+
+
+def _search(
+    model: AnyModel, prompts: Sequence[Sequence[int]], config: SamplingConfig, stop_ids: Collection[int]
+) -> Iterator[list[Drawn]]:
+    for row, prompt in enumerate(prompts):
+        found = beam_search(model, prompt, config, stop_ids)
+        for token in found.tokens[:-1]:
+            yield [Drawn(row, token, None)]
+        yield [Drawn(row, found.tokens[-1], found.finish_reason)]
 
 
 def _check_prompts(model: AnyModel, prompts: Sequence[Sequence[int]]) -> None:
@@ -92,16 +105,18 @@ def _steps(
     limit = model.config.max_position_embeddings
     room = [min(config.max_new_tokens, limit - len(prompt) * is_decoder) for prompt in prompts]
     state, logits = begin(model, prompts, room)
+    texts = [list(prompt) if is_decoder else [] for prompt in prompts]
     seen = None
     if config.repetition_penalty != 1:
         seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool)
-        for row, prompt in enumerate(prompts if is_decoder else ()):
-            seen[row, list(prompt)] = True
+        for row, text in enumerate(texts):
+            seen[row, text] = True
     while True:
-        tokens = sample(logits, seen, config, [generators[row] for row in rows])
+        tokens = sample(logits, seen, config, [generators[row] for row in rows], [texts[row] for row in rows])
         drawn = []
         for row, token in zip(rows, tokens.tolist(), strict=True):
             room[row] -= 1
+            texts[row].append(token)
             drawn.append(Drawn(row, token, "eos" if token in stop_ids else None if room[row] else "length"))
         yield drawn
         kept = [i for i, d in enumerate(drawn) if d.finish_reason is None and d.row not in stopped]

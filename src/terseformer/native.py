@@ -6,7 +6,7 @@ import os
 
 try:
     from terseformer import _native
-    from terseformer._native import Engine, Floors, Model, Pieces, Sampler, Sampling, Session, Writer
+    from terseformer._native import Engine, Floors, Model, Pieces, Sampler, Sampling, Search, Session, Writer
 except ImportError as error:
     raise ImportError(f"terseformer's compiled module cannot be loaded ({error}); run `make setup`") from error
 
@@ -17,6 +17,7 @@ __all__ = [
     "Pieces",
     "Sampler",
     "Sampling",
+    "Search",
     "Session",
     "Writer",
     "isa",

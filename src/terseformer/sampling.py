@@ -1,4 +1,4 @@
-"""How text is drawn from a model: what a user may set."""
+"""How text is drawn from a model, or searched for: what a user may set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from terseformer.config import ConfigError
 from terseformer.errors import UserError
 
+MAX_BEAMS = 1024
+"""Beginnings that are followed side by side, at most."""
+
 
 class GenerationError(UserError, ValueError):
     """Text that cannot be generated: the message says what was given and what to change."""
@@ -15,7 +18,7 @@ class GenerationError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How text is drawn from a model."""
+    """How text is drawn from a model, or searched for."""
 
     max_new_tokens: int = 128
     """Tokens to generate at most; the end of the model's context ends a text as well."""
@@ -29,6 +32,17 @@ class SamplingConfig:
     """Draw only from tokens with at least this share of the likeliest token's probability; 0: from all."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens of the prompt and of the text so far less likely; 1 changes nothing."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of so many tokens stands twice in prompt and text; 0: it may."""
+    num_beams: int = 1
+    """Above 1, so many beginnings are followed side by side for the likeliest text, up to 1024. Nothing is drawn then:
+    the temperature changes nothing, and the text comes all at once."""
+    length_penalty: float = 1.0
+    """With beams: a text's score is the sum of its tokens' log-probabilities over its length to this power; above 0,
+    longer texts gain."""
+    early_stopping: bool = False
+    """With beams: end as soon as `num_beams` texts have ended; else, when moreover the likeliest of those that go on
+    would score no better than the worst of them if it ended at its present length."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; they are not part of it."""
     seed: int = 0
@@ -43,11 +57,32 @@ class SamplingConfig:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number"),
+            ("no_repeat_ngram_size", 0 <= self.no_repeat_ngram_size < 2**31, "in [0, 2^31)"),
+            ("num_beams", 1 <= self.num_beams <= MAX_BEAMS, f"in [1, {MAX_BEAMS}]"),
+            ("length_penalty", -10 <= self.length_penalty <= 10, "in [-10, 10]"),
             ("stop", stops, "a tuple of strings, none of them empty"),
             ("seed", 0 <= self.seed < 2**63, "in [0, 2^63)"),
         ):
             if not valid:
                 raise ConfigError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
+        if self.num_beams == 1:
+            return
+        if self.stop:
+            raise ConfigError("beams know no stop strings; leave out either stop or num_beams")
+        for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
+            value = getattr(self, name)
+            if value not in (getattr(SamplingConfig, name), 0):
+                raise ConfigError(f"beams draw nothing, so that {name} ({value}) is in vain; leave out it or num_beams")
+
+
+def nothing_left(config: SamplingConfig) -> GenerationError:
+    """The error of a text that cannot go on, because every token would repeat something."""
+    return GenerationError(
+        f"every token would repeat a sequence of {config.no_repeat_ngram_size} (no_repeat_ngram_size); make that "
+        "larger, or max_new_tokens smaller"
+    )
 
 
 DEFAULT_SAMPLING = SamplingConfig()
+DEFAULT_SUMMARY = SamplingConfig(temperature=0.0, max_new_tokens=64)
+"""The likeliest token each time."""

@@ -21,14 +21,12 @@ from terseformer.layout import Dtype
 from terseformer.models import AnyModel
 from terseformer.objectives import Pairs, make_objective
 from terseformer.rouge import Interval, baselines, rouge
-from terseformer.sampling import GenerationError, SamplingConfig
+from terseformer.sampling import DEFAULT_SUMMARY, GenerationError, SamplingConfig
 from terseformer.text import Generation, source_ids
 
 MAX_FILE_BYTES = 2**26
 _TOGETHER = 16
 _EXAMPLES = 5
-DEFAULT_SUMMARY = SamplingConfig(temperature=0.0, max_new_tokens=64)
-"""The likeliest token each time."""
 
 
 @dataclass(frozen=True)

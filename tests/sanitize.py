@@ -11,7 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-FILES = ("test_engine.py", "test_engine_sources.py", "test_native.py", "test_native_sampler.py", "test_chat.py")
+FILES = (
+    "test_beam.py",
+    "test_engine.py",
+    "test_engine_sources.py",
+    "test_native.py",
+    "test_native_sampler.py",
+    "test_chat.py",
+)
 
 
 def main() -> None:

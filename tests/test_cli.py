@@ -76,8 +76,8 @@ def test_help_shows_each_verb(args, terse):
         ("bench", ["--groups", "--repetitions", "--threads", "--plot"]),
         ("data", ["--data.sources", "--data.vocab-size"]),
         ("demo", ["--model", "--steps", "--out"]),
-        ("evaluate", ["--files", "--sequences"]),
-        ("generate", ["--temperature", "--top-p", "--stop", "--seed"]),
+        ("evaluate", ["--files", "--sequences", "--num-beams"]),
+        ("generate", ["--temperature", "--top-p", "--stop", "--seed", "--num-beams", "--no-repeat-ngram-size"]),
         ("info", ["--context"]),
         ("train", ["--out", "--resume", "--quiet", "--train.steps", "--model.feed-forward.kind"]),
     ],
@@ -143,6 +143,10 @@ def test_help_does_not_import_torch():
         (["evaluate", "elsewhere"], "no checkpoint at elsewhere"),
         (["evaluate", "runs/mine", "--file", "a.txt"], "no such flag: --file; the nearest is --files"),
         (["evaluate", "runs/mine", "--files", "nowhere.txt"], "no file or folder 'nowhere.txt'"),
+        (
+            ["generate", "runs/mine", "a", "--num-beams", "2", "--top-k", "5"],
+            "beams draw nothing, so that top_k (5) is in",
+        ),
         (["evaluate", "runs/mine", "--sequences", "x"], "--sequences: invalid literal"),
         (["evaluate", "runs/mine", "--sequences"], "Missing value for argument '--sequences'"),
         (["generate", "runs/mine", "a", "b"], "Unrecognized options: b"),
@@ -227,6 +231,9 @@ def test_evaluate(folder, terse):
     assert terse("evaluate", "runs/mine", "--backend", "engine", "--dtype", "int8").code == 0
     assert terse("evaluate", "runs/mine", "--dtype", "int8").err == (
         "terse: --dtype is the engine's; give --backend engine too\n"
+    )
+    assert terse("evaluate", "runs/mine", "--num-beams", "2").err == (
+        "terse: a causal language model is evaluated without writing; leave out the flags of sampling\n"
     )
     assert len({result.out.splitlines()[0] for result in (whole, some, other)}) == 3
 

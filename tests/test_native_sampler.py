@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from terseformer import native
 from terseformer.drawing import probabilities
-from terseformer.sampling import SamplingConfig
+from terseformer.sampling import GenerationError, SamplingConfig
 from test_drawing import on_the_edge, settings
 
 number = st.one_of(st.integers(-4, 4).map(float), st.floats(-50, 50, width=32), st.just(-np.inf))
@@ -20,6 +20,7 @@ logits_of_a_row = st.lists(number, min_size=1, max_size=40)
 
 def make_sampler(size: int, seed: int = 0, **changes: float) -> native.Sampler:
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    defaults |= {"no_repeat_ngram_size": 0}
     return native.Sampler(native.Sampling(**(defaults | changes), seed=seed), size)
 
 
@@ -42,6 +43,24 @@ def test_distribution_is_the_pytorch_paths(logits, changes, random) -> None:
 def near_the_edge(logits: list[float], seen: list[bool], config: SamplingConfig) -> bool:
     """Whether single precision may decide what stays."""
     return on_the_edge(logits, seen, config, 1e-4)
+
+
+@given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 4), st.sampled_from([1.0, 1.5]))
+def test_what_would_repeat_an_ngram_is_never_drawn(text: list[int], size: int, penalty: float) -> None:
+    logits = [0.5, 0.0, -0.5, 1.0]
+    changes = {"no_repeat_ngram_size": size, "repetition_penalty": penalty}
+    sampler = make_sampler(4, **changes)
+    for token in text:
+        sampler.see(token)
+    got = sampler.distribution(np.array(logits, np.float32))
+    seen = torch.tensor([[token in text for token in range(4)]])
+    try:
+        expected = probabilities(torch.tensor([logits]), seen, SamplingConfig(temperature=1.0, **changes), [text])[0]
+    except GenerationError:
+        assert got is None
+        assert sampler.next(np.array(logits, np.float32)) == -1
+    else:
+        assert_close(torch.tensor(got).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -27,7 +27,8 @@ from terseformer.config import (
 )
 from terseformer.errors import UserError
 from terseformer.generation import generate
-from terseformer.summarizing import DEFAULT_SUMMARY, Summarizer, read_source, summarize_files
+from terseformer.sampling import DEFAULT_SUMMARY, SamplingConfig
+from terseformer.summarizing import Summarizer, read_source, summarize_files
 from terseformer.training import train
 
 WORDS = ("red", "green", "blue", "cat", "dog", "mat", "sat", "ran", "hat")
@@ -190,6 +191,20 @@ def test_the_command_writes_by_the_backend_that_was_asked_for(
     if "int8" not in flags:
         (expected,) = Summarizer(run).summarize(["red cat sat"])
         assert out.strip() == expected
+
+
+def test_beams_at_the_command(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--num-beams", "4", "--length-penalty", "2", "--no-repeat-ngram-size", "2", "--max-new-tokens", "9"]
+    monkeypatch.setattr(sys, "argv", ["terse", "evaluate", str(run), "--sequences", "3", *flags])
+    cli.main()
+    out = capsys.readouterr().out
+    sampling = SamplingConfig(
+        temperature=0.0, num_beams=4, length_penalty=2.0, no_repeat_ngram_size=2, max_new_tokens=9
+    )
+    by_engine = Summarizer(run, "f32").evaluate(3, sampling)
+    for source, _, summary in by_engine.examples:
+        assert f"source     {source}" in out
+        assert f"model      {summary}\n" in out
 
 
 @pytest.mark.parametrize(

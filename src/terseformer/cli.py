@@ -154,7 +154,7 @@ def _evaluate(args: Sequence[str]) -> None:
             checkpoint: a checkpoint's or a run's folder.
             files: texts to evaluate on; without any, the validation text that the model was trained with.
             sequences: sequences or pairs at most; 0 takes all.
-            sampling: how summaries are drawn, or searched for with beams; by default the likeliest token each time.
+            sampling: how summaries are searched for, or with one beam drawn.
             backend: PyTorch, or the native engine.
             dtype: of the engine's weights.
         """
@@ -218,7 +218,7 @@ def _summarize(args: Sequence[str]) -> None:
             checkpoint: a checkpoint's or a run's folder, of an encoder-decoder that was trained on pairs.
             files: texts; `-` is the standard input.
             divide: divide a text that is longer than the model can read, and summarise each part.
-            sampling: how the summaries are drawn, or searched for with beams; by default the likeliest token each time.
+            sampling: how the summaries are searched for, or with one beam drawn.
             backend: the native engine, or PyTorch.
             dtype: of the engine's weights.
             threads: of the engine; 0: the physical cores, or TERSE_THREADS.

@@ -68,11 +68,13 @@ class SamplingConfig:
         if self.num_beams == 1:
             return
         if self.stop:
-            raise ConfigError("beams know no stop strings; leave out either stop or num_beams")
+            raise ConfigError("beams know no stop strings; leave out stop, or make num_beams 1")
         for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
             value = getattr(self, name)
             if value not in (getattr(SamplingConfig, name), 0):
-                raise ConfigError(f"beams draw nothing, so that {name} ({value}) is in vain; leave out it or num_beams")
+                raise ConfigError(
+                    f"beams draw nothing, so that {name} ({value}) is in vain; leave it out, or make num_beams 1"
+                )
 
 
 def nothing_left(config: SamplingConfig) -> GenerationError:
@@ -84,5 +86,5 @@ def nothing_left(config: SamplingConfig) -> GenerationError:
 
 
 DEFAULT_SAMPLING = SamplingConfig()
-DEFAULT_SUMMARY = SamplingConfig(temperature=0.0, max_new_tokens=64)
-"""The likeliest token each time."""
+DEFAULT_SUMMARY = SamplingConfig(temperature=0.0, num_beams=4, max_new_tokens=64)
+"""The likeliest text that four beams find."""

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from terseformer.config import (
 )
 from terseformer.layers.reversible import ReversibleStack
 from terseformer.models import make_model
+from terseformer.presets import preset
 from terseformer.state import first_chunk
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -48,7 +50,14 @@ PATTERNS: dict[str, AttentionPatternConfig] = {
     "local": LocalPatternConfig(),
     "FAVOR": FavorPatternConfig(),
 }
+LOCAL = LocalPatternConfig(chunk_length=256, chunks_after=1)
+SUMMARIZERS: dict[str, tuple[AttentionPatternConfig, AttentionPatternConfig]] = {
+    "local, then softmax": (LOCAL, SoftmaxPatternConfig()),  # recipes/summarize-long.toml
+    "local, then LSH": (LOCAL, LSHPatternConfig()),
+}
+"""Patterns of the encoder and of the decoder."""
 MODELS = ("Terraformer, reversible", "Terraformer, plain", "Seq2Seq")
+LONGEST = 16384  # source of the summariser
 SOURCE, TARGET = 256, 256  # tokens of the models' rows
 MEGABYTE = 2**20
 
@@ -93,6 +102,21 @@ def of_length(name: str, length: int) -> dict[str, Any]:
     return {"pattern": name, "length": length, **step(lambda: attention(x, chunk))}
 
 
+def of_source(name: str, length: int) -> dict[str, Any]:
+    """One step of the small summariser on one pair, whose source has so many tokens."""
+    encoder, decoder = SUMMARIZERS[name]
+    config = replace(preset("summarize-1m-terraformer"), encoder_attention_pattern=encoder, attention_pattern=decoder)
+    model = make_model(config).train()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.0)
+    source, target = torch.randint(1, 1024, (1, length)), torch.randint(1, 1024, (1, 64))
+    model(source[:, :8], target[:, :8]).sum().backward()
+    return {"attention": name, "source": length, **step(lambda: model(source, target).logsumexp(-1))}
+
+
+POINTS = {"depth": of_depth, "length": of_length, "source": of_source}
+
+
 def apart(kind: str, name: str, size: int) -> dict[str, Any]:
     """A point, measured in a fresh process.
 
@@ -121,7 +145,7 @@ def table(rows: list[dict[str, Any]], kind: str, size: str, with_time: bool) -> 
 
 
 def _place(name: str) -> int:
-    return [*MODELS, *PATTERNS].index(name)
+    return [*MODELS, *PATTERNS, *SUMMARIZERS].index(name)
 
 
 def draw(result: dict[str, Any], out: Path) -> None:
@@ -178,6 +202,13 @@ memory for its weights; LSH has 2 rounds, LSH and local have chunks of 128 token
 {table(result["length"], "pattern", "length", with_time=True)}
 
 ![time and memory against length](memory-length.svg)
+
+## A summariser
+
+A training step of `summarize-1m-terraformer` on one pair: a source of so many tokens, and 64 of its text, whose decoder
+sees both.
+
+{table(result["source"], "attention", "source", with_time=True)}
 """
 
 
@@ -191,7 +222,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.point:
         kind, name, size = arguments.point
-        print(json.dumps((of_depth if kind == "depth" else of_length)(name, int(size))))
+        print(json.dumps(POINTS[kind](name, int(size))))
         return
     result = {
         "command": f"python benchmarks/memory.py {' '.join(sys.argv[1:])}".strip(),
@@ -200,6 +231,7 @@ def main() -> None:
         "torch": torch.__version__,
         "depth": [apart("depth", name, n) for name in MODELS for n in sorted(arguments.layers)],
         "length": [apart("length", name, n) for name in PATTERNS for n in sorted(arguments.lengths)],
+        "source": [apart("source", name, n) for name in SUMMARIZERS for n in sorted(arguments.lengths) if n <= LONGEST],
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(result, arguments.out)

@@ -44,11 +44,11 @@ def read_sources(threads: int, folder: Path, lengths: tuple[int, ...] = LENGTHS)
     config = preset("terraformer-800m")
     assert isinstance(config, TerraformerConfig)
     config = replace(config, max_position_embeddings=max(lengths), position="sinusoidal")
+    weights = random_model(config, "f32", folder)
     readings = []
     for name, (encoder, decoder) in PATTERNS.items():
-        packed = random_model(
-            replace(config, encoder_attention_pattern=encoder, attention_pattern=decoder), "f32", folder
-        )
+        patterns = {"encoder_attention_pattern": encoder, "attention_pattern": decoder}
+        packed = replace(weights, config=replace(config, **patterns))
         for length in lengths:
             if name == "exact" and length > _LONGEST_EXACT:
                 continue

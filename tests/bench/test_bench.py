@@ -136,7 +136,13 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     show(result)
     out = capsys.readouterr().out
     assert "a source of 5,000 tokens, local attention" in out
-    assert [(r["pattern"], r["tokens"]) for r in result["sources"]] == [("local", 8), ("local", 5000), ("exact", 8)]
+    assert [(reading["pattern"], reading["tokens"]) for reading in result["sources"]] == [
+        ("local", 8),
+        ("local", 5000),
+        ("LSH", 8),
+        ("LSH", 5000),
+        ("exact", 8),
+    ]
     assert [row["name"] for row in result["rows"]] == [
         "seq2seq-800m-dense",
         "seq2seq-800m-ff-qkv-loss",

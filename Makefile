@@ -80,9 +80,10 @@ $(BIN)/pip:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
-# The build tools go into .venv too, so that the compiled part is rebuilt in seconds and without a network.
+# The build tools go into .venv too, so that the compiled part is rebuilt in seconds and without a network; setuptools,
+# because rouge-score is only published as source, which the one that comes with Python 3.11 cannot build.
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*) | $(BIN)/pip
 	@echo 'Installing terseformer and what it needs into $(VENV) (some minutes the first time)'
-	@$(INSTALL) scikit-build-core nanobind cmake ninja
+	@$(INSTALL) scikit-build-core nanobind cmake ninja setuptools
 	@$(INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@

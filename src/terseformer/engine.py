@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from tokenizers import Tokenizer
 
 from terseformer import native, tensorfile
@@ -84,6 +85,17 @@ class Session:
             tensors.append((name, Declared("F32", array.shape), lambda array=array: array))
         metadata = {"format": _SESSION_FORMAT, "capacity": str(self.capacity), "length": str(self.length)}
         tensorfile.write(Path(path), tensors, metadata)
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Which units of the decoder's L feed-forward layers T tokens touched; G is 0 where a dense layer is read whole."""
+
+    chosen: Int32[np.ndarray, "T L G"]
+    """Which of its N units each block's controller chose; of a block or switch layer, whose G is 1, which expert."""
+    active: Int32[np.ndarray, "T L G"]
+    """How many units of the choice the ReLU let through: 0 or 1, of an expert up to all; the other units' rows of the
+    second matrix were not read."""
 
 
 class Engine:
@@ -215,7 +227,13 @@ class Engine:
         return out
 
     def start(
-        self, session: Session, prompt: Sequence[int], sampling: SamplingConfig, seed: int | None = None
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        seed: int | None = None,
+        *,
+        trace: bool = False,
     ) -> native.Writer:
         """Reads a prompt after what the session has read; gives what `write` goes on with.
 
@@ -225,6 +243,7 @@ class Engine:
             sampling: how the text is drawn, without beams. Where the tokens' bytes are not known, its stop strings are
                 the caller's.
             seed: in place of `sampling.seed`.
+            trace: keep for `touched` what the tokens touch.
 
         Raises:
             GenerationError: a token is unknown, or there is no room for another.
@@ -237,6 +256,7 @@ class Engine:
             self._stop_ids,
             [stop.encode() for stop in sampling.stop] if self._token_bytes else [],
             self._pieces,
+            trace,
         )
         try:
             writer.see(_ids(_text(session)))
@@ -303,6 +323,22 @@ class Engine:
             ValueError: there are too many, two share a session, or a session is of another model.
         """
         return self._engine.write(writers, _FOREVER if steps is None else steps, min(seconds, _FOREVER))
+
+    def touched(self, writer: native.Writer) -> Touched:
+        """What the tokens that were read since the last call have touched; none, unless the writer keeps a trace.
+
+        A token is read when the next one is written, so that the last one of a text never is. Until they are taken,
+        8 bytes are kept for each block of each token.
+
+        Raises:
+            ValueError: the writer is writing, in another thread.
+        """
+        config = self.config
+        layers = config.num_hidden_layers if isinstance(config, ModelConfig) else config.num_decoder_layers
+        touched = writer.take_touched()
+        tokens, choices, _ = touched.shape
+        chosen, active = np.moveaxis(touched.reshape(tokens, layers, choices // layers, 2), -1, 0)
+        return Touched(chosen, active)
 
     def generate(
         self,

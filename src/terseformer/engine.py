@@ -30,7 +30,7 @@ MAX_RUNS = 8
 """Texts that are written together."""
 _STREAM_SECONDS = 0.02
 _FOREVER = 1 << 30
-_SESSION_FORMAT = "terseformer-session-2"
+_SESSION_FORMAT = "terseformer-session-3"
 
 
 class Session:

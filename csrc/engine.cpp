@@ -76,8 +76,9 @@ void Engine::check_tokens(const std::int32_t* tokens, int count) const {
 // A session's next tokens, as many at a time as pass through the model together.
 std::vector<Batch> Engine::blocks(Session& session, const std::int32_t* tokens, int count) const {
     std::vector<Batch> blocks;
-    for (int start = 0; start < count; start += work_.rows) {
-        const int rows = std::min(work_.rows, count - start);
+    const int most = std::min(work_.rows, session.longest_run());
+    for (int start = 0; start < count; start += most) {
+        const int rows = std::min(most, count - start);
         blocks.push_back({{{&session, 0, rows}}, {tokens + start, tokens + start + rows}, {}});
         for (int i = 0; i < rows; ++i) {
             blocks.back().positions.push_back(session.length() + start + i);

@@ -31,7 +31,16 @@ MAX_RUNS = 8
 """Texts that are written together."""
 _STREAM_SECONDS = 0.02
 _FOREVER = 1 << 30
-_SESSION_FORMAT = "terseformer-session-2"
+_SESSION_FORMAT = "terseformer-session-3"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a session without a source remembers, in as few numbers as its tokens need."""
+
+    tokens: tuple[int, ...]
+    """Those that were read."""
+    state: Float32[np.ndarray, " N"]
 
 
 class Session:
@@ -70,6 +79,10 @@ class Session:
     def fork(self) -> Session:
         """A copy that goes its own way: several texts from one prompt that was read once."""
         return Session(self._state.fork(), self.tokens, self.source)
+
+    def snapshot(self) -> Snapshot:
+        """What was read so far, for `Engine.restore`; a token that was drawn last and not read is not part of it."""
+        return Snapshot(tuple(self.tokens[: self.length]), self._state.save())
 
     def save(self, path: Path | str) -> None:
         """Writes the session to a file, to go on from it later with the same model.
@@ -149,6 +162,16 @@ class Engine:
         return cls(load_packed(pack(path, dtype)), load_tokenizer(path / "tokenizer.json"), threads)
 
     @property
+    def token_bytes(self) -> list[bytes] | None:
+        """The bytes that each token adds to a text, special ones none; None where they depend on the tokens around."""
+        return self._token_bytes
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The token that ends a text, or none."""
+        return self._stop_ids
+
+    @property
     def isa(self) -> str:
         """The instruction set that the kernels use."""
         return native.isa()
@@ -193,6 +216,24 @@ class Engine:
         except (ValueError, KeyError, TypeError) as error:
             raise TensorFileError(f"{path} is no session of this model: {error}") from None
         session.tokens = tokens
+        return session
+
+    def restore(self, snapshot: Snapshot, capacity: int | None = None) -> Session:
+        """A session that goes on from a snapshot.
+
+        Args:
+            snapshot: of a session of this model.
+            capacity: longest sequence that fits, in tokens; default `max_position_embeddings`.
+
+        Raises:
+            GenerationError: it is another model's, or does not fit.
+        """
+        session = self.new_session(capacity)
+        try:
+            session._state.restore(snapshot.state, len(snapshot.tokens))
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
+        session.tokens = list(snapshot.tokens)
         return session
 
     def read(self, session: Session, tokens: Sequence[int]) -> None:
@@ -264,6 +305,20 @@ class Engine:
             raise GenerationError(str(error)) from None
         return writer
 
+    def sampler(self, session: Session, sampling: SamplingConfig, seed: int) -> native.Sampler:
+        """What draws tokens after those of a session as a writer would, for a caller who changes the logits before.
+
+        Raises:
+            GenerationError: the session has a token that is unknown.
+        """
+        sampler = native.Sampler(self._sampling(sampling, seed), self.config.vocab_size)
+        try:
+            for token in _text(session):
+                sampler.see(token)
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
+        return sampler
+
     def search(self, session: Session, prompt: Sequence[int], sampling: SamplingConfig) -> tuple[list[int], str]:
         """Reads a prompt after what the session has read; gives the likeliest text that beams find, and why it ends.
 
@@ -290,7 +345,7 @@ class Engine:
             max_tokens=min(sampling.max_new_tokens, room),
         )
         tokens, finish = self._engine.search(session._state, search, _text(session), self._stop_ids)
-        _reason(finish, sampling)  # or an error
+        finish_reason(finish, sampling)  # or an error
         session.tokens += tokens
         return tokens, finish
 
@@ -452,8 +507,12 @@ def _text(session: Session) -> list[int]:
     return session.tokens[1:] if session.source else session.tokens
 
 
-def _reason(finish: str, sampling: SamplingConfig) -> FinishReason | None:
-    """Why a text has come to its end, if it has."""
+def finish_reason(finish: str, sampling: SamplingConfig) -> FinishReason | None:
+    """Why a text has come to its end, if it has: what a writer's `finish` says.
+
+    Raises:
+        GenerationError: it cannot go on, because the logits are not finite or every token would repeat an n-gram.
+    """
     if finish == "not_finite":
         raise GenerationError(
             "the model gives no usable logits: some are NaN or the largest is infinite; its weights are damaged or its "
@@ -473,7 +532,7 @@ def _whole(text: TextWriter, piece: str) -> Generator[str, None, Generation]:
 
 def _push(text: TextWriter, tokens: Sequence[int], finish: str, sampling: SamplingConfig) -> str:
     """The text that has become certain with some tokens; `finish` is the reason if the last one is the last of all."""
-    reason = _reason(finish, sampling)
+    reason = finish_reason(finish, sampling)
     pieces = []
     for i, token in enumerate(tokens, 1):
         pieces.append(text.push(token, reason if i == len(tokens) else None))

@@ -159,6 +159,14 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     } <= set(result["ratios"])
 
 
+def test_sources_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "preset", lambda name: preset("summarize-1m-terraformer"))
+    monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(8,)))
+    result = decode.bench(("sources",), 1, 1, tmp_path)
+    assert (result["rows"], len(result["sources"])) == ([], 3)
+    assert result["floors"]["read_bytes_per_second"] > 0
+
+
 def test_tuning_remembers_the_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERSE_CACHE", str(tmp_path))
     monkeypatch.delenv("TERSE_THREADS", raising=False)

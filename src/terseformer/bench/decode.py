@@ -175,6 +175,7 @@ def bench(
     folder = folder or default_cache() / "bench"
     check_parity(threads)
     meter = FloorMeter(threads, (8192, 73728))
+    meter()  # reading sources does not need the floors, but the result has them
     rows: list[Row] = []
     for group in groups:
         if group != "sources":

@@ -21,7 +21,7 @@ from terseformer.accounting import account
 from terseformer.bench import rivals
 from terseformer.bench.floors import FloorMeter, Floors
 from terseformer.bench.memory import in_use
-from terseformer.bench.models import bytes_read, multiply_adds, random_model
+from terseformer.bench.models import multiply_adds, random_model
 from terseformer.bench.parity import check_parity
 from terseformer.bench.sources import read_sources
 from terseformer.bench.timing import measured_in_turn, processor, spread
@@ -33,6 +33,7 @@ from terseformer.model import CausalLM
 from terseformer.presets import language_model_preset, preset
 from terseformer.sampling import SamplingConfig
 from terseformer.threads import default_threads, remember
+from terseformer.traffic import bytes_read
 
 Group = Literal[
     "800m", "0.8b", "tiny", "terraformer", "sources", "17b", "terraformer-17b", "17b-whole", "terraformer-17b-whole"

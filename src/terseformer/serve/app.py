@@ -1,9 +1,7 @@
 """The application: routes, and what stands behind them.
 
-A page belongs here, too: a router with `GET /`, and Starlette's `StaticFiles` mounted at `/static` for what it loads.
-Both need no key (`guard` asks for one below `/v1` and at `/metrics` alone); the page's script talks to the routes that
-all clients use, and finds what a request asks for by `"terse": {...}` in the `terse` field of each chunk, where a
-`Form` puts it.
+The page at `/` needs no key (`guard` asks for one below `/v1` and at `/metrics` alone); its script talks to the routes
+that all clients use.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from openai.types import Model
 
 from terseformer import __version__
-from terseformer.serve import chat, completions
+from terseformer.serve import chat, completions, page
 from terseformer.serve.cache import PrefixCache
 from terseformer.serve.errors import add_handlers
 from terseformer.serve.guard import Guard
@@ -73,6 +71,7 @@ def create_app(
     for router in (_models, completions.router, chat.router):
         app.include_router(router, prefix="/v1")
     app.include_router(_state)
+    app.include_router(page.router)
     add_handlers(app)
     app.add_middleware(Guard, limits=limits, keys=keys, hosts=hosts, metrics=metrics)
     return app
@@ -92,7 +91,7 @@ async def retrieve_model(name: str, request: Request) -> dict[str, Any]:
 
 def _describe(model: ServedModel) -> dict[str, Any]:
     described = Model(id=model.name, created=model.created, object="model", owned_by="terseformer")
-    return described.to_dict() | {"max_model_len": model.context}
+    return described.to_dict() | {"max_model_len": model.context, "terse": model.shape}
 
 
 @_state.get("/health")

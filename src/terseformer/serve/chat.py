@@ -112,9 +112,9 @@ class ChatForm:
             "logprobs": self._logprobs(piece.tokens),
             "finish_reason": piece.finish,
         }
-        usage = {"usage": None} if self._include_usage else {}
+        more = piece.own_fields() | ({"usage": None} if self._include_usage else {})
         return ChatCompletionChunk.construct(
-            **self._common, object="chat.completion.chunk", choices=[choice], **usage
+            **self._common, object="chat.completion.chunk", choices=[choice], **more
         )
 
     def last(self, usage: Usage) -> ChatCompletionChunk | None:

@@ -96,8 +96,8 @@ class CompletionForm:
 
     def chunk(self, piece: Piece) -> Completion:
         """An event of a stream."""
-        usage = {"usage": None} if self._include_usage else {}
-        return Completion.construct(**self._common, choices=[self._choice(piece.index, [piece])], **usage)
+        more = piece.own_fields() | ({"usage": None} if self._include_usage else {})
+        return Completion.construct(**self._common, choices=[self._choice(piece.index, [piece])], **more)
 
     def last(self, usage: Usage) -> Completion | None:
         """The event that counts all tokens."""

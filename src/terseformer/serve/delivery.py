@@ -7,7 +7,9 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
+from terseformer.engine import Touched
 from terseformer.serve.errors import ApiError, timed_out
 
 MAX_PENDING = 4096
@@ -25,6 +27,16 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """What the model did since the last piece. It reads a token when it draws the next one, and a text's last never."""
+
+    pieces: tuple[str, ...]
+    """For each token that was drawn, the part of the piece's text that became certain with it."""
+    touched: Touched
+    """The units that it touched when it read tokens that it had drawn."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of a text, in the order in which parts are certain."""
 
@@ -35,6 +47,21 @@ class Piece:
     """Where log-probabilities are asked for: the tokens read or drawn since the last piece."""
     finish: str | None = None
     """`stop` or `length` if it is the last."""
+    trace: Trace | None = None
+    """Where it is asked for."""
+
+    def own_fields(self) -> dict[str, Any]:
+        """What a chunk has beside OpenAI's fields."""
+        if self.trace is None:
+            return {}
+        touched = self.trace.touched
+        return {
+            "terse": {
+                "pieces": self.trace.pieces,
+                "units": touched.chosen.tolist(),
+                "active": touched.active.tolist(),
+            }
+        }
 
 
 @dataclass(frozen=True)

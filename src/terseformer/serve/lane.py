@@ -166,7 +166,7 @@ class Lane:
             job.completion_tokens += len(tokens)
             self._metrics.wrote(self._model, len(tokens))
         piece = text.push(tokens)
-        if piece.text or piece.tokens or piece.finish:
+        if piece.text or piece.tokens or piece.finish or piece.trace:
             self._deliver(job, piece)
         if piece.finish:
             self._writing.remove(text)

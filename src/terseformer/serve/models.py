@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from terseformer.accounting import feed_forward_units
 from terseformer.config import ModelConfig
@@ -18,6 +19,7 @@ from terseformer.folder import find
 from terseformer.layout import Dtype
 from terseformer.pack import load_packed, pack
 from terseformer.serve.guided import Grammars
+from terseformer.serve.shape import describe_shape
 from terseformer.serve.template import ChatTemplate, load_template
 from terseformer.serve.vocabulary import Vocabulary
 from terseformer.text import prompt_ids
@@ -47,6 +49,11 @@ class ServedModel:
         self.vocabulary = Vocabulary(self.tokenizer, engine.token_bytes, engine.config.vocab_size)
         self.units_read, self.units_stored = feed_forward_units(engine.config)
         """Feed-forward units that decoding reads for a token, and that there are."""
+
+    @cached_property
+    def shape(self) -> dict[str, Any]:
+        """What the page shows of it."""
+        return describe_shape(self.engine.config, self.engine.dtype, takes_turns=self.template is not None)
 
     @cached_property
     def grammars(self) -> Grammars:

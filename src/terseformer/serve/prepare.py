@@ -60,6 +60,9 @@ def make_job(
         raise ApiError(
             400, f"max_tokens must be at most {limits.max_new_tokens} here, not {max_tokens}", param="max_tokens"
         )
+    trace = request.terse is not None and request.terse.trace
+    if trace and (not request.stream or not isinstance(request.response_format, TextFormat | None)):
+        raise ApiError(400, "terse.trace needs stream: true, and knows no response_format", param="terse")
     for prompt in prompts:
         _check_prompt(model, prompt.tokens, max_tokens)
     if max_tokens is None:
@@ -76,7 +79,7 @@ def make_job(
         echo=echo,
         num_top=num_top,
         grammar=_grammar(model, request),
-        trace=request.terse is not None and request.terse.trace,
+        trace=trace,
     )
 
 

@@ -112,7 +112,8 @@ class Extension(_Strict):
     """What is asked of this server alone."""
 
     trace: bool = False
-    """Say with each chunk what the model did; it changes nothing yet."""
+    """Add to each chunk of a stream the field `terse`: the `pieces` of the text token by token, and of the tokens that
+    were read the `units` chosen in each block of each layer, with how many of them were `active`."""
 
 
 class TextRequest(_Strict):

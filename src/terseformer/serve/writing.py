@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from terseformer.engine import Session, finish_reason
-from terseformer.serve.delivery import Piece, Token
+from terseformer.serve.delivery import Piece, Token, Trace
 from terseformer.serve.guided import GuidedWriter
 from terseformer.serve.job import Job, Prompt
 from terseformer.serve.models import ServedModel
@@ -29,7 +29,7 @@ class Writing:
     def __init__(
         self, model: ServedModel, job: Job, prompt: Prompt, session: Session, index: int, number: int
     ) -> None:
-        self.job, self.session, self.index = job, session, index
+        self.job, self.session, self.index, self._engine = job, session, index, model.engine
         self._text = TextWriter(model.tokenizer, prompt.tokens, job.sampling.stop, model.pad_token_id)
         seed = (job.seed + number) % 2**63
         self.writer: Any = None
@@ -37,7 +37,7 @@ class Writing:
         if job.grammar is not None:
             self.guided = GuidedWriter(model.engine, session, job.sampling, seed, job.grammar.copy())
         else:
-            self.writer = model.engine.start(session, [], job.sampling, seed)
+            self.writer = model.engine.start(session, [], job.sampling, seed, trace=job.trace)
         # Logits are there of the last token alone; and where the tokens' bytes are not known, only the text shows a
         # stop string.
         self.stepwise = job.num_top is not None or (bool(job.sampling.stop) and model.engine.token_bytes is None)
@@ -64,7 +64,9 @@ class Writing:
             if self._text.finish_reason is not None:
                 break
         finish = self._text.finish_reason or reason
-        return Piece(self.index, "".join(pieces), tuple(scored), finish and ("length" if finish == "length" else "stop"))
+        trace = Trace(tuple(pieces), self._engine.touched(self.writer)) if self.job.trace else None
+        finish = finish and ("length" if finish == "length" else "stop")
+        return Piece(self.index, "".join(pieces), tuple(scored), finish, trace)
 
     def _score(self, token: int) -> Token:
         return score(self.session.logits, token, self.job.num_top or 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from terseformer.serve.errors import ApiError, timed_out
 
-MAX_PENDING = 4096
+MAX_PENDING = 1 << 14
 """Pieces that wait for a client; one that reads more slowly loses its stream."""
 
 

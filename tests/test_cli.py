@@ -20,7 +20,7 @@ from terseformer.data import load_tokenizer
 from terseformer.generation import generate
 from terseformer.sampling import SamplingConfig
 
-VERBS = ("bench", "chat", "convert", "data", "demo", "evaluate", "generate", "info", "pack", "summarize", "train")
+VERBS = ("bench", "chat", "convert", "data", "demo", "evaluate", "generate", "info", "pack", "serve", "summarize", "train")
 
 
 class Result:
@@ -79,6 +79,7 @@ def test_help_shows_each_verb(args, terse):
         ("evaluate", ["--files", "--sequences", "--num-beams"]),
         ("generate", ["--temperature", "--top-p", "--stop", "--seed", "--num-beams", "--no-repeat-ngram-size"]),
         ("info", ["--context"]),
+        ("serve", ["--host", "--port", "--api-key", "--max-queue", "--cache-memory", "--dtype"]),
         ("train", ["--out", "--resume", "--quiet", "--train.steps", "--model.feed-forward.kind"]),
     ],
 )

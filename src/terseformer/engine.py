@@ -31,7 +31,8 @@ MAX_RUNS = 8
 """Texts that are written together."""
 _STREAM_SECONDS = 0.02
 _FOREVER = 1 << 30
-_SESSION_FORMAT = "terseformer-session-3"
+SESSION_FORMAT = "terseformer-session-3"
+"""Changes with what sessions remember."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Session:
         for name, values in arrays.items():
             array = np.array(values, np.float32)  # ids below 2^24 are exact
             tensors.append((name, Declared("F32", array.shape), lambda array=array: array))
-        metadata = {"format": _SESSION_FORMAT, "capacity": str(self.capacity), "length": str(self.length)}
+        metadata = {"format": SESSION_FORMAT, "capacity": str(self.capacity), "length": str(self.length)}
         tensorfile.write(Path(path), tensors, metadata)
 
 
@@ -208,7 +209,7 @@ class Engine:
         path = Path(path)
         file = tensorfile.read(path)
         try:
-            if file.metadata["format"] != _SESSION_FORMAT:
+            if file.metadata["format"] != SESSION_FORMAT:
                 raise ValueError("it has another format")
             tokens, source = (file.arrays[name].astype(np.int64).tolist() for name in ("tokens", "source"))
             session = self.new_session(int(file.metadata["capacity"]), source or None)

@@ -1,6 +1,6 @@
 """The prefix cache: what a model remembers of prompts and texts, so that what goes on from there is not read again.
 
-Sessions of most models cannot be cut back, since convolutions and recurrent units remember the last tokens alone. So
+Sessions cannot be cut back: convolutions, recurrent units and local attention remember the last tokens alone. So
 snapshots are taken where others are likely to go on: at the end of a prompt and of a text, at places that a request
 marks, and where a prompt parts from one that came before, which is how a common beginning is found. A snapshot is
 known by a digest of its tokens; the digests of all of a prompt's beginnings take one pass.

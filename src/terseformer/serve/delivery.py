@@ -12,7 +12,7 @@ from typing import Any
 from terseformer.engine import Touched
 from terseformer.serve.errors import ApiError, timed_out
 
-MAX_PENDING = 4096
+MAX_PENDING = 1 << 14
 """Pieces that wait for a client; one that reads more slowly loses its stream."""
 
 

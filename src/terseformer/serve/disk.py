@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 from terseformer import tensorfile
-from terseformer.engine import Snapshot
+from terseformer.engine import SESSION_FORMAT, Snapshot
 from terseformer.tensorfile import Declared, TensorFileError
 
-_FORMAT = "terseformer-prefix-1"
+_FORMAT = f"terseformer-prefix-1 of {SESSION_FORMAT}"
 _NAME = re.compile(r"(\d+)-([0-9a-f]{32})\.safetensors")
 _STALE_SECONDS = 3600
 _MAX_UNWRITTEN = 8

@@ -62,6 +62,7 @@ class Lane:
         self._waiting: FairQueue[_Text] = FairQueue()
         self._reading: deque[_Text] = deque()
         self._writing: list[Writing] = []
+        metrics.running.labels(model.name).set_function(lambda: len(self._reading) + len(self._writing))
 
     @property
     def busy(self) -> bool:
@@ -88,7 +89,6 @@ class Lane:
             self._guard([self._reading[0].job], self._read)
         if self._writing:
             self._write()
-        self._metrics.running.labels(self._model.name).set(len(self._reading) + len(self._writing))
 
     def fail_all(self, error: ApiError) -> None:
         """Ends everything."""

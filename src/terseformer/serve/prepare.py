@@ -15,6 +15,9 @@ from terseformer.serve.models import ServedModel
 from terseformer.serve.requests import JsonSchemaFormat, TextFormat, TextRequest
 from terseformer.text import check_token
 
+_MAX_SCORES = 1 << 20
+"""Log-probabilities that one request may ask for, some 150 bytes each."""
+
 
 def make_job(
     model: ServedModel,
@@ -67,13 +70,17 @@ def make_job(
         _check_prompt(model, prompt.tokens, max_tokens)
     if max_tokens is None:
         max_tokens = min(model.context, limits.max_new_tokens or model.context)
+    max_tokens = min(max_tokens, model.context)
+    if num_top is not None:
+        longest = max(len(prompt.tokens) for prompt in prompts) * echo + max_tokens
+        _check_scores(len(prompts) * num_texts * longest * (num_top + 1))
     return Job(
         model=model.name,
         client=client,
         prompts=list(prompts),
         num_texts=num_texts,
-        sampling=request.sampling(max(1, min(max_tokens, model.context)), (*request.stops(), *stops)),
-        max_tokens=min(max_tokens, model.context),
+        sampling=request.sampling(max(1, max_tokens), (*request.stops(), *stops)),
+        max_tokens=max_tokens,
         seed=secrets.randbelow(2**63) if request.seed is None else request.seed % 2**63,
         delivery=delivery,
         echo=echo,
@@ -96,6 +103,16 @@ def _check_prompt(model: ServedModel, tokens: Sequence[int], max_tokens: int | N
             "shorten it",
             code="context_length_exceeded",
             param="prompt",
+        )
+
+
+def _check_scores(count: int) -> None:
+    if count > _MAX_SCORES:
+        raise ApiError(
+            400,
+            f"up to {count} log-probabilities are more than the {_MAX_SCORES} that a request may ask for; ask for fewer "
+            "texts, tokens or likeliest tokens",
+            param="logprobs",
         )
 
 

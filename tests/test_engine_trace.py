@@ -24,8 +24,11 @@ from variants import ENCODER_DECODERS, VARIANTS, make_model
 
 CHOOSING = {
     name: config
-    for name, config in (VARIANTS | ENCODER_DECODERS).items()
-    if not isinstance(config.feed_forward, DenseFeedForwardConfig)
+    for name, config in VARIANTS.items()
+    if name.startswith("feed_forward-") and not isinstance(config.feed_forward, DenseFeedForwardConfig)
+} | {
+    name: (VARIANTS | ENCODER_DECODERS)[name]
+    for name in ("whole-scaling_sru_rotary_rms", "seq2seq-scaling", "terraformer-scaling", "terraformer-feed_forward_block")
 }
 EXACT: tuple[Dtype, ...] = ("f32", "bf16")  # int8 rounds the controllers' inputs, which turns some choices
 
@@ -57,7 +60,7 @@ def torch_touched(model: AnyModel, source: list[int] | None, tokens: list[int], 
 @pytest.mark.parametrize("dtype", EXACT)
 @pytest.mark.parametrize("name", CHOOSING)
 def test_parity_of_touched_units(name: str, dtype: Dtype, tmp_path: Path) -> None:
-    """Of a text alone and of three together; by one thread and by two, which share the units."""
+    """Of three texts together and of one alone; by one thread and by two, which share the units."""
     config = CHOOSING[name]
     model = make_model(config)
     packed = pack_model(model, tmp_path / "packed", dtype)
@@ -67,7 +70,7 @@ def test_parity_of_touched_units(name: str, dtype: Dtype, tmp_path: Path) -> Non
     source = None if isinstance(config, ModelConfig) else draw_tokens(config, 7)
     for threads in (1, 2):
         engine = Engine(packed, threads=threads, poison=True)
-        for together in (beginnings, *([beginning] for beginning in beginnings)):
+        for together in (beginnings, beginnings[1:2]):
             sessions = [engine.new_session(source=source) for _ in together]
             writers = [engine.start(s, b, sampling, trace=True) for s, b in zip(sessions, together, strict=True)]
             texts = engine.write(writers)

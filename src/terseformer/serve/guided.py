@@ -93,9 +93,7 @@ class GuidedWriter:
         grammar: this text's own.
     """
 
-    def __init__(
-        self, engine: Engine, session: Session, sampling: SamplingConfig, seed: int, grammar: Grammar
-    ) -> None:
+    def __init__(self, engine: Engine, session: Session, sampling: SamplingConfig, seed: int, grammar: Grammar) -> None:
         self._engine, self._session, self._sampling, self._grammar = engine, session, sampling, grammar
         self._sampler = engine.sampler(session, sampling, seed)
         self._left = sampling.max_new_tokens

@@ -141,16 +141,23 @@ NB_MODULE(_native, m) {
         .def("fork",
              [](terse::Session& self) {
                  const terse::Session::Use use(self);
+                 const nb::gil_scoped_release released;
                  return std::make_unique<terse::Session>(self);
              })
         .def("save",
              [](terse::Session& self) {
                  const terse::Session::Use use(self);
-                 return numpy(self.save());
+                 std::vector<float> saved;
+                 {
+                     const nb::gil_scoped_release released;
+                     saved = self.save();
+                 }
+                 return numpy(std::move(saved));
              })
         .def("restore",
              [](terse::Session& self, const Floats& saved, int length) {
                  const terse::Session::Use use(self);
+                 const nb::gil_scoped_release released;
                  self.restore(saved.data(), saved.size(), length);
              },
              "saved"_a, "length"_a)

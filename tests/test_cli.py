@@ -20,7 +20,20 @@ from terseformer.data import load_tokenizer
 from terseformer.generation import generate
 from terseformer.sampling import SamplingConfig
 
-VERBS = ("bench", "chat", "convert", "data", "demo", "evaluate", "generate", "info", "pack", "serve", "summarize", "train")
+VERBS = (
+    "bench",
+    "chat",
+    "convert",
+    "data",
+    "demo",
+    "evaluate",
+    "generate",
+    "info",
+    "pack",
+    "serve",
+    "summarize",
+    "train",
+)
 
 
 class Result:

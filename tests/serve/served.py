@@ -15,7 +15,6 @@ from typing import Any
 
 from openai import OpenAI
 
-
 CONTEXT = 256
 PROMPT = "abc def ghi jab cde fgh ija bcd efg hij abc def"
 
@@ -24,7 +23,7 @@ class ServerProcess:
     """`terse serve` at a free port, until the block ends."""
 
     def __init__(self, *args: object, cache: Path | None = None, **environment: str) -> None:
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         source = str(Path(__file__).parents[2] / "src")
         cached = () if cache else ("--cache-disk", "0")
         self.process = subprocess.Popen(
@@ -41,10 +40,10 @@ class ServerProcess:
         self.url = found[0]
 
     def client(self, key: str = "none", **more: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **more)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=300, **more)
 
     def get(self, path: str, **headers: str) -> str:
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=30) as response:
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=300) as response:
             return response.read().decode()
 
     def metric(self, name: str) -> float:
@@ -59,7 +58,7 @@ class ServerProcess:
 
     def stop(self, how: int = signal.SIGTERM) -> int:
         self.process.send_signal(how)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
     def __enter__(self) -> ServerProcess:
         return self

@@ -42,7 +42,9 @@ def test_a_text_is_the_engines(server: ServerProcess, engine: Engine) -> None:
 
 def test_a_stream_is_the_same_text(server: ServerProcess, engine: Engine) -> None:
     options = {"include_usage": True}
-    chunks = list(server.client().completions.create(model="small", prompt=PROMPT, stream=True, stream_options=options, **DRAWN))
+    chunks = list(
+        server.client().completions.create(model="small", prompt=PROMPT, stream=True, stream_options=options, **DRAWN)
+    )
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == expected(engine)
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-2]] == [None] * (len(chunks) - 2)
     assert chunks[-2].choices[0].finish_reason
@@ -55,7 +57,7 @@ def test_a_stream_is_the_same_text(server: ServerProcess, engine: Engine) -> Non
 def test_a_stream_ends_with_done(server: ServerProcess) -> None:
     body = json.dumps({"model": "small", "prompt": PROMPT, "stream": True, "max_tokens": 3}).encode()
     request = urllib.request.Request(f"{server.url}/v1/completions", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=300) as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
         events = response.read().decode().split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
@@ -103,7 +105,7 @@ def test_sampling_parameters_reach_the_engine(server: ServerProcess, engine: Eng
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     exact = logits.astype(np.float64)
-    return exact - np.log(np.exp(exact - exact.max(-1, keepdims=True)).sum(-1, keepdims=True)) - exact.max(-1, keepdims=True)
+    return exact - np.log(np.exp(exact).sum(-1, keepdims=True))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -121,7 +123,8 @@ def test_echo_with_log_probabilities(max_tokens: int, stream: bool, server: Serv
     text = "".join(choice.text for choice in choices)
     assert text.startswith(PROMPT * 6)
     assert len(names) == len(given) == len(tops) == len(offsets) == len(ids) + max_tokens
-    written = [engine.tokenizer.token_to_id(name.replace(" ", "Ġ")) for name in names[len(ids) :]]
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=5)
+    written = engine.generate(PROMPT * 6, greedy)[0].token_ids[:max_tokens]
     logs = log_softmax(engine.logits([*ids, *written]))
     assert (given[0], tops[0]) == (None, None)
     for i, token in enumerate([*ids, *written][1:], 1):
@@ -129,7 +132,7 @@ def test_echo_with_log_probabilities(max_tokens: int, stream: bool, server: Serv
         assert len(tops[i]) in (3, 4)
         assert tops[i][names[i]] == given[i]
         assert max(tops[i].values()) == pytest.approx(logs[i - 1].max(), abs=1e-5)
-        assert text[offsets[i] :].startswith(names[i])
+        assert names[i].startswith("bytes:") or text[offsets[i] :].startswith(names[i])
     for i in range(len(ids), len(names)):  # written without a temperature
         assert given[i] == max(tops[i].values())
 
@@ -170,7 +173,10 @@ def test_models(server: ServerProcess) -> None:
         ({"n": 0}, "n: "),
         ({"n": 200}, "1 prompts with n = 200 texts each are more than the 128"),
         ({"logprobs": 21}, "logprobs: "),
-        ({"logprobs": 20, "max_tokens": 250, "n": 128, "echo": True}, "log-probabilities are more than the 1048576"),
+        (
+            {"prompt": PROMPT * 5, "logprobs": 20, "max_tokens": 250, "n": 128, "echo": True},
+            "log-probabilities are more than the 1048576",
+        ),
         ({"stop": [""]}, "stop"),
         ({"prompt": []}, "no prompt in the list"),
         ({"prompt": [[]]}, "the prompt has no tokens"),

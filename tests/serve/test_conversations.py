@@ -34,7 +34,10 @@ def test_an_answer_goes_on_from_the_plain_template(server: ServerProcess, engine
     assert [choice.message.role for choice in done.choices] == ["assistant"] * 2
     assert done.object == "chat.completion"
     assert done.usage.prompt_tokens == len(engine.tokenizer.encode(prompt).ids)
-    parts = [{"role": "developer", "content": "abc"}, {"role": "user", "content": [{"type": "text", "text": "def "}, {"type": "text", "text": "ghi"}]}]
+    parts = [
+        {"role": "developer", "content": "abc"},
+        {"role": "user", "content": [{"type": "text", "text": "def "}, {"type": "text", "text": "ghi"}]},
+    ]
     again = server.client().chat.completions.create(model="small", messages=parts, **DRAWN)
     assert again.choices[0].message.content == done.choices[0].message.content
 
@@ -57,7 +60,7 @@ def test_log_probabilities(server: ServerProcess, engine: Engine) -> None:
     )
     content = done.choices[0].logprobs.content
     assert len(content) == done.usage.completion_tokens == 5
-    assert bytes(sum((token.bytes for token in content), [])).decode() == done.choices[0].message.content
+    assert b"".join(bytes(token.bytes) for token in content).decode() == done.choices[0].message.content
     for token in content:
         assert len(token.top_logprobs) == 2
         assert token.logprob == token.top_logprobs[0].logprob >= token.top_logprobs[1].logprob
@@ -98,7 +101,9 @@ def test_a_checkpoints_own_template(runs: Path, engine: Engine, tmp_path: Path) 
         json.dumps({"chat_template": [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]})
     )
     assert load_template(folder, engine.tokenizer, plain=False).render(MESSAGES) == "yes"
-    (folder / "chat_template.jinja").write_text("{% if not messages[0].content %}{{ raise_exception('say it') }}{% endif %}hi")
+    (folder / "chat_template.jinja").write_text(
+        "{% if not messages[0].content %}{{ raise_exception('say it') }}{% endif %}hi"
+    )
     assert load_template(folder, engine.tokenizer, plain=True).render(MESSAGES) == "hi"
     with pytest.raises(GenerationError, match="say it"):
         load_template(folder, engine.tokenizer, plain=True).render([{"role": "user", "content": ""}])

@@ -43,15 +43,19 @@ def read(engine: Engine, cache: PrefixCache | None, tokens: list[int]) -> tuple[
     max_bytes=st.sampled_from([1 << 14, 1 << 20]),
 )
 def test_any_order_of_prompts_gives_the_same_texts(
-    prompts: list[list[int]], repeated: list[int], max_bytes: int, engine: Engine, tmp_path_factory: pytest.TempPathFactory
+    prompts: list[list[int]],
+    repeated: list[int],
+    max_bytes: int,
+    engine: Engine,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     disk = DiskCache(tmp_path_factory.mktemp("prefixes"), 1 << 16)
     cache = PrefixCache(max_bytes, disk, min_tokens=2)
     for tokens in [*prompts, *(prompts[i % len(prompts)] for i in repeated)]:
         expected, _ = read(engine, None, tokens)
         assert read(engine, cache, tokens)[0] == expected
-        written, known = read(engine, cache, [*tokens, *expected[:-1], 5])
-        assert written == read(engine, None, [*tokens, *expected[:-1], 5])[0]
+        longer, _ = read(engine, cache, [*tokens, *expected[:-1], 5])
+        assert longer == read(engine, None, [*tokens, *expected[:-1], 5])[0]
         assert cache.num_bytes <= max_bytes
     cache.close()
     assert disk.num_bytes <= 1 << 16

@@ -70,7 +70,7 @@ class PrefixCache:
         return None
 
     def remember(self, model: str, session: Session) -> None:
-        """Keeps a snapshot of what a session has read, in the place of those that were not used for the longest time."""
+        """Keeps a snapshot of what a session has read; those that were not used for the longest time make room."""
         tokens = session.tokens[: session.length]
         if len(tokens) < self._min_tokens:
             return

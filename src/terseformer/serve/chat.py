@@ -6,13 +6,14 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.concurrency import run_in_threadpool
 
+from terseformer.sampling import GenerationError
 from terseformer.serve.completions import usage_of
 from terseformer.serve.delivery import Delivery, Piece, Token, Usage
 from terseformer.serve.errors import ApiError
@@ -22,6 +23,7 @@ from terseformer.serve.prepare import make_job
 from terseformer.serve.requests import ChatRequest
 from terseformer.serve.respond import respond
 from terseformer.serve.server import Server, client_of, server_of
+from terseformer.serve.template import ChatTemplate
 
 router = APIRouter()
 
@@ -64,21 +66,27 @@ def _make_job(server: Server, model: ServedModel, client: str, body: ChatRequest
 
 
 def _prompt(model: ServedModel, body: ChatRequest) -> Prompt:
-    """The conversation as a prompt, with a mark after the instructions, from which other conversations go on."""
     assert model.template is not None
     messages = [
         {"role": "system" if message.role == "developer" else message.role, "content": message.text()}
         for message in body.messages
     ]
-    text = model.template.render(messages)
-    tokens = model.encode(text)
-    num_instructions = next((i for i, message in enumerate(messages) if message["role"] != "system"), 0)
-    marks = []
-    if num_instructions:
-        begun = model.encode(model.template.render(messages[:num_instructions], add_generation_prompt=False))
-        shared = next((i for i, pair in enumerate(zip(begun, tokens, strict=False)) if pair[0] != pair[1]), len(begun))
-        marks.append(min(shared, len(tokens)))
-    return Prompt(tokens=tokens, marks=marks)
+    tokens = model.encode(model.template.render(messages))
+    return Prompt(tokens=tokens, marks=_marks(model, model.template, messages, tokens))
+
+
+def _marks(
+    model: ServedModel, template: ChatTemplate, messages: Sequence[Mapping[str, str]], tokens: Sequence[int]
+) -> list[int]:
+    """The end of the instructions at the beginning, from which other conversations go on."""
+    others = [i for i, message in enumerate(messages) if message["role"] != "system"]
+    if not others or not others[0]:
+        return []
+    try:
+        begun = model.encode(template.render(messages[: others[0]], add_generation_prompt=False))
+    except GenerationError:  # a template may want more than instructions
+        return []
+    return [next((i for i, pair in enumerate(zip(begun, tokens, strict=False)) if pair[0] != pair[1]), len(begun))]
 
 
 class ChatForm:
@@ -113,9 +121,7 @@ class ChatForm:
             "finish_reason": piece.finish,
         }
         more = piece.own_fields() | ({"usage": None} if self._include_usage else {})
-        return ChatCompletionChunk.construct(
-            **self._common, object="chat.completion.chunk", choices=[choice], **more
-        )
+        return ChatCompletionChunk.construct(**self._common, object="chat.completion.chunk", choices=[choice], **more)
 
     def last(self, usage: Usage) -> ChatCompletionChunk | None:
         """The event that counts all tokens."""

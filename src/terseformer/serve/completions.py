@@ -39,12 +39,12 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return await respond(server, request, job, form, bool(body.stream))
 
 
-def _make_job(
-    server: Server, model: ServedModel, client: str, body: CompletionRequest, delivery: Delivery
-) -> Job:
+def _make_job(server: Server, model: ServedModel, client: str, body: CompletionRequest, delivery: Delivery) -> Job:
     is_source = model.pad_token_id is not None
     if is_source and body.echo:
-        raise ApiError(400, f"{model.name} makes a text of a source, which is no part of it; leave out echo", param="echo")
+        raise ApiError(
+            400, f"{model.name} makes a text of a source, which is no part of it; leave out echo", param="echo"
+        )
     default = None if is_source else _DEFAULT_MAX_TOKENS  # of a source the model says itself where its text ends
     return make_job(
         model,

@@ -150,9 +150,7 @@ class DiskCache:
 def _write(path: Path, key: Key, snapshot: Snapshot) -> None:
     tokens = np.array(snapshot.tokens, np.float32)  # ids below 2^24 are exact
     arrays = {"tokens": tokens, "state": snapshot.state}
-    tensors = [
-        (name, Declared("F32", array.shape), lambda array=array: array) for name, array in arrays.items()
-    ]
+    tensors = [(name, Declared("F32", array.shape), lambda array=array: array) for name, array in arrays.items()]
     metadata = {"format": _FORMAT, "model": key.model, "check": _check(tokens, snapshot.state)}
     tensorfile.write(path, tensors, metadata)
 

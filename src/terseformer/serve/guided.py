@@ -57,14 +57,18 @@ class Grammars:
     """Makes grammars for one model's tokens.
 
     Raises:
-        GenerationError: the tokenizer has no end-of-text token, without which a text cannot be ended.
+        GenerationError: the tokenizer has no end-of-text token, without which a text cannot be ended, or is of a kind
+            that llguidance does not know.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: list[int]) -> None:
         if not stop_ids:
             raise GenerationError("the model has no end-of-text token, without which no schema can be followed")
         self._vocab_size = vocab_size
-        self._tokenizer = llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=stop_ids[0])
+        try:
+            self._tokenizer = llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=stop_ids[0])
+        except ValueError as error:
+            raise GenerationError(f"no schema can be followed with the model's tokenizer: {error}") from None
 
     def of_schema(self, schema: dict[str, Any]) -> Grammar:
         """The grammar of JSON that a schema describes, without blanks between its parts.
@@ -74,7 +78,7 @@ class Grammars:
         """
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise GenerationError(f"the JSON schema cannot be used: {error}") from None
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
@@ -93,9 +97,7 @@ class GuidedWriter:
         grammar: this text's own.
     """
 
-    def __init__(
-        self, engine: Engine, session: Session, sampling: SamplingConfig, seed: int, grammar: Grammar
-    ) -> None:
+    def __init__(self, engine: Engine, session: Session, sampling: SamplingConfig, seed: int, grammar: Grammar) -> None:
         self._engine, self._session, self._sampling, self._grammar = engine, session, sampling, grammar
         self._sampler = engine.sampler(session, sampling, seed)
         self._left = sampling.max_new_tokens
@@ -116,7 +118,10 @@ class GuidedWriter:
         if not np.isfinite(logits.max()):
             self.finish = "not_finite"
             return []
-        logits[~self._grammar.allowed()] = -np.inf
+        allowed = self._grammar.allowed()
+        if not allowed.any():
+            raise GenerationError("the schema cannot be followed any further: no token of the model's is allowed")
+        logits[~allowed] = -np.inf
         token = self._sampler.next(logits)
         if token < 0:
             self.finish = "repeats"

@@ -87,6 +87,9 @@ class Lane:
         self._admit()
         if self._reading:
             self._guard([self._reading[0].job], self._read)
+        for text in [text for text in self._reading if text.prompt.session is not None]:
+            if not text.job.cancelled:  # with another text of its own in this round
+                self._guard([text.job], lambda text=text: self._begin(text))
         if self._writing:
             self._write()
 
@@ -107,34 +110,32 @@ class Lane:
 
     def _read(self) -> None:
         """Reads a piece of the prompt whose turn it is; prompts take turns, so that a short one soon is done."""
-        text = self._reading.popleft()
+        text = self._reading[0]
+        self._reading.rotate(-1)
         prompt = text.prompt
-        if prompt.session is None:
-            if text.prefill is None and prompt.being_read:  # for another text of the same prompt
-                self._reading.append(text)
+        if text.prefill is None:
+            if prompt.being_read:  # for another text
                 return
             prompt.being_read = True
-            text.prefill = text.prefill or Prefill(self._model, self._cache, text.job, prompt)
-            if not text.prefill.step():
-                self._reading.append(text)
-                return
+            text.prefill = Prefill(self._model, self._cache, text.job, prompt)
+        if text.prefill.step():
             self._metrics.read(self._model.name, len(prompt.tokens), prompt.cached)
-        self._begin(text)
 
     def _begin(self, text: _Text) -> None:
         """Lets a text whose prompt has been read be written."""
         job, prompt = text.job, text.prompt
         assert prompt.session is not None
+        self._reading.remove(text)
         prompt.texts_left -= 1
         session = prompt.session.fork() if prompt.texts_left else prompt.session
         if not prompt.texts_left:
             prompt.session = None  # the last text's own
         if job.echo:
-            finish = None if job.max_tokens else "length"
-            self._deliver(job, Piece(text.index, prompt.text, tuple(prompt.scores), finish))
+            self._deliver(job, Piece(text.index, prompt.text, tuple(prompt.scores)))
         if job.max_tokens:
             self._writing.append(Writing(self._model, job, prompt, session, text.index, text.number))
         else:
+            self._deliver(job, Piece(text.index, "", (), "length"))
             self._end(job)
 
     def _write(self) -> None:

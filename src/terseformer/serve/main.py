@@ -125,7 +125,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise UserError(f"there is no listening at {host}, port {port}: {error}; give another --host or --port") from None
+        raise UserError(
+            f"there is no listening at {host}, port {port}: {error}; give another --host or --port"
+        ) from None
 
 
 def _greeting(models: Sequence[ServedModel], listener: socket.socket) -> str:

@@ -86,7 +86,7 @@ def load_models(checkpoints: Sequence[str], dtype: Dtype, threads: int | None) -
     return list(models.values())
 
 
-def load_model(name: str, folder: str | os.PathLike[str], dtype: Dtype = "f32", threads: int | None = None) -> ServedModel:
+def load_model(name: str, folder: str, dtype: Dtype = "f32", threads: int | None = None) -> ServedModel:
     """Loads a checkpoint's or run's folder.
 
     Raises:

@@ -110,8 +110,8 @@ def _check_scores(count: int) -> None:
     if count > _MAX_SCORES:
         raise ApiError(
             400,
-            f"up to {count} log-probabilities are more than the {_MAX_SCORES} that a request may ask for; ask for fewer "
-            "texts, tokens or likeliest tokens",
+            f"up to {count} log-probabilities are more than the {_MAX_SCORES} that a request may ask for; ask for "
+            "fewer texts, tokens or likeliest tokens",
             param="logprobs",
         )
 

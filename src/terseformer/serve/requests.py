@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terseformer.sampling import SamplingConfig
 from terseformer.serve.errors import nearest
@@ -49,7 +49,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Parameters that would change the text, and the values that do not; null never does."""
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], FailFast()]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(fail_fast=True)]
 
 
 class _Strict(BaseModel):
@@ -179,7 +180,7 @@ class TextRequest(_Strict):
 class CompletionRequest(TextRequest):
     """Continue each prompt, or make a text of each source."""
 
-    prompt: str | Annotated[list[str], FailFast()] | Tokens | Annotated[list[Tokens], FailFast()] | None = None
+    prompt: str | Texts | Tokens | Annotated[list[Tokens], Field(fail_fast=True)] | None = None
     """A text, or its tokens; one or several. Without one, a document begins."""
     echo: bool | None = None
     """Give the prompt back before the text."""
@@ -217,7 +218,7 @@ class Message(_Strict):
 class ChatRequest(TextRequest):
     """Say what comes next in a conversation."""
 
-    messages: Annotated[list[Message], Field(min_length=1), FailFast()]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=1)
     """Tokens of a text at most; default: as many as fit."""
     logprobs: bool | None = None

@@ -6,7 +6,6 @@ long prompt delays the others' tokens by a piece, and a text that has come to it
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from terseformer.serve.lane import Lane
 from terseformer.serve.limits import Limits
 from terseformer.serve.metrics import Metrics
 from terseformer.serve.models import ServedModel
-
-_log = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -112,8 +109,10 @@ class Scheduler:
                     if lane.busy:
                         lane.round()
             failure = shutting_down()
-        except Exception:
-            _log.exception("the engine's thread has come to its end")
+        finally:
+            self._fail_all(failure)
+
+    def _fail_all(self, failure: ApiError) -> None:
         with self._changed:
             self._closing = True
             added, self._added = self._added, deque()

@@ -67,9 +67,7 @@ class ChatTemplate:
             GenerationError: the template does not take these messages.
         """
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._tokens
-            )
+            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._tokens)
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise GenerationError(f"the model's chat template does not take these messages: {error}") from None
 
@@ -88,7 +86,9 @@ def load_template(checkpoint: Path, tokenizer: Tokenizer, plain: bool) -> ChatTe
     values = _read_json(checkpoint / "tokenizer_config.json")
     source, file = values.get("chat_template"), checkpoint / "chat_template.jinja"
     if isinstance(source, list):  # several by name
-        source = {str(item.get("name")): item.get("template") for item in source if isinstance(item, dict)}.get("default")
+        source = {str(item.get("name")): item.get("template") for item in source if isinstance(item, dict)}.get(
+            "default"
+        )
     if file.is_file():
         source = file.read_text(encoding="utf-8")
     tokens = {name: _content(values.get(name)) for name in ("bos_token", "eos_token")}

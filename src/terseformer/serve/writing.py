@@ -26,9 +26,7 @@ class Writing:
         number: of the text among those of the prompt, each of which has a seed of its own.
     """
 
-    def __init__(
-        self, model: ServedModel, job: Job, prompt: Prompt, session: Session, index: int, number: int
-    ) -> None:
+    def __init__(self, model: ServedModel, job: Job, prompt: Prompt, session: Session, index: int, number: int) -> None:
         self.job, self.session, self.index, self._engine = job, session, index, model.engine
         self._text = TextWriter(model.tokenizer, prompt.tokens, job.sampling.stop, model.pad_token_id)
         seed = (job.seed + number) % 2**63
@@ -64,8 +62,9 @@ class Writing:
             if self._text.finish_reason is not None:
                 break
         finish = self._text.finish_reason or reason
+        if finish == "eos":
+            finish = "stop"
         trace = Trace(tuple(pieces), self._engine.touched(self.writer)) if self.job.trace else None
-        finish = finish and ("length" if finish == "length" else "stop")
         return Piece(self.index, "".join(pieces), tuple(scored), finish, trace)
 
     def _score(self, token: int) -> Token:

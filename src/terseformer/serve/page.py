@@ -1,4 +1,4 @@
-"""The page at `/`: one file, whose own style and script are all that a browser may use, and this server all it may ask."""
+"""The page at `/`: one file. A browser may use its own style and script alone, and ask this server alone."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_clients_take_turns_and_short_texts_join(slow: Path) -> None:
 
     with ServerProcess(slow, "--max-batch", 2, "--api-key", "one", "two") as server, ThreadPoolExecutor() as pool:
         first = pool.submit(ask, server.client("one"), "many", 12, 40)
-        until(lambda: "terse_running_texts" in server.get("/metrics", Authorization="Bearer one"))
+        until(lambda: not idle(server))
         other = pool.submit(ask, server.client("two"), "one", 1, 10)
         first.result()
         other.result()
@@ -115,9 +115,8 @@ def test_a_request_that_takes_too_long_is_ended(stream: bool, slow: Path) -> Non
     with ServerProcess(slow, "--timeout", 0.7) as server:
         create = server.client().completions.create
         if stream:
-            events = create(stream=True, **LONG)
             with pytest.raises(APIError, match="taken too long"):
-                list(events)
+                list(create(stream=True, **LONG))
         else:
             with pytest.raises(APIStatusError, match="taken too long") as caught:
                 create(**LONG)
@@ -151,7 +150,7 @@ def status(call: Callable[[], Any]) -> tuple[int, dict[str, Any]]:
 
 
 def test_a_key_is_needed_where_there_are_some(narrow: ServerProcess) -> None:
-    for key in ("three", "", "one two", "ключ"):
+    for key in ("three", "one two", "ключ"):
         with pytest.raises(AuthenticationError, match="no valid API key"):
             narrow.client(key.encode().decode("latin-1")).models.list()
     for key in ("one", "two"):
@@ -193,9 +192,9 @@ def test_another_name_for_the_server_is_refused(server: ServerProcess) -> None:
         (b"{", "application/json", 400, "the body is not valid JSON"),
         (b"[" * 15000, "application/json", 400, ""),
         (b'{"model": "small", "seed": ' + b"9" * 5000 + b"}", "application/json", 400, ""),
-        (b'{"model": "small", "prompt": "\\ud800"}', "application/json", 400, "prompt"),
-        (b'{"model": "small", "\\ud800": 1}', "application/json", 400, "unknown parameter"),
-        (b'{"model": "\\ud800"}', "application/json", 400, "model"),
+        (b'{"model": "small", "prompt": "\\ud800"}', "application/json", 400, "half of a surrogate pair"),
+        (b'{"model": "small", "\\ud800": 1}', "application/json", 400, "half of a surrogate pair"),
+        (b'{"model": "\\ud800"}', "application/json", 400, "half of a surrogate pair"),
         (b'{"model": "small", "temperature": NaN}', "application/json", 400, "temperature"),
         (b'{"model": "small"}', "text/plain", 400, ""),
         (b'"small"', "application/json", 400, ""),

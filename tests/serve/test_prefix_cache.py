@@ -185,7 +185,7 @@ def test_what_is_known_is_not_read_again_and_survives_a_restart(runs: Path, tmp_
         assert 0 < shared.usage.prompt_tokens_details.cached_tokens < shared.usage.prompt_tokens
         assert server.metric("terse_cached_tokens_total") > 0
         assert server.metric("terse_cache_memory_bytes") > 0
-    for how in (signal.SIGTERM, signal.SIGKILL):
+    for how in (signal.SIGKILL, signal.SIGTERM):
         with ServerProcess(runs / "small", cache=tmp_path) as server:
             after = server.client().completions.create(prompt=PROMPT, **drawn)
             assert after.usage.prompt_tokens_details.cached_tokens == after.usage.prompt_tokens

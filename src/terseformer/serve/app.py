@@ -24,8 +24,7 @@ from terseformer.serve.models import ServedModel
 from terseformer.serve.scheduler import Scheduler
 from terseformer.serve.server import Server, server_of
 
-_models = APIRouter()
-_state = APIRouter()
+_router = APIRouter()
 
 
 def create_app(
@@ -68,22 +67,20 @@ def create_app(
         redoc_url=None,
     )
     app.state.server = Server(models, limits, metrics, scheduler)
-    for router in (_models, completions.router, chat.router):
-        app.include_router(router, prefix="/v1")
-    app.include_router(_state)
-    app.include_router(page.router)
+    for router in (_router, completions.router, chat.router, page.router):
+        app.include_router(router)
     add_handlers(app)
     app.add_middleware(Guard, limits=limits, keys=keys, hosts=hosts, metrics=metrics)
     return app
 
 
-@_models.get("/models")
+@_router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
     """All models by name."""
     return {"object": "list", "data": [_describe(model) for model in server_of(request).models]}
 
 
-@_models.get("/models/{name}")
+@_router.get("/v1/models/{name}")
 async def retrieve_model(name: str, request: Request) -> dict[str, Any]:
     """One model."""
     return _describe(server_of(request).model(name))
@@ -94,14 +91,14 @@ def _describe(model: ServedModel) -> dict[str, Any]:
     return described.to_dict() | {"max_model_len": model.context, "terse": model.shape}
 
 
-@_state.get("/health")
+@_router.get("/health")
 async def health(request: Request) -> Response:
     """Whether requests are answered."""
     alive = server_of(request).scheduler.alive
     return Response("ok\n" if alive else "shutting down\n", 200 if alive else 503, media_type="text/plain")
 
 
-@_state.get("/metrics")
+@_router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
     return Response(server_of(request).metrics.show(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -28,7 +28,7 @@ from terseformer.serve.template import ChatTemplate
 router = APIRouter()
 
 
-@router.post("/chat/completions", responses={200: {"model": ChatCompletion}}, response_class=Response)
+@router.post("/v1/chat/completions", responses={200: {"model": ChatCompletion}}, response_class=Response)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Says what comes next in a conversation."""
     server = server_of(request)

@@ -27,7 +27,7 @@ _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 router = APIRouter()
 
 
-@router.post("/completions", responses={200: {"model": Completion}}, response_class=Response)
+@router.post("/v1/completions", responses={200: {"model": Completion}}, response_class=Response)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continues prompts; an encoder-decoder makes a text of each."""
     server = server_of(request)

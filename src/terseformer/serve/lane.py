@@ -153,7 +153,7 @@ class Lane:
             for text, tokens in zip(together, written, strict=False):
                 self._guard([text.job], lambda text=text, tokens=tokens: self._advance(text, tokens))
         for text in guided:
-            self._guard([text.job], lambda text=text: self._advance(text, text.guided.step()))
+            self._guard([text.job], lambda text=text: self._advance(text, text.step()))
 
     def _advance(self, text: Writing, tokens: Sequence[int]) -> None:
         """Sends what has become certain of a text, and ends it where it has come to its end."""

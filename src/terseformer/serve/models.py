@@ -94,8 +94,9 @@ def load_model(name: str, folder: str, dtype: Dtype = "f32", threads: int | None
     """
     checkpoint = find(folder)
     path = pack(checkpoint, dtype)
-    engine = Engine(load_packed(path), load_tokenizer(checkpoint / "tokenizer.json"), threads)
-    template = load_template(checkpoint, engine.tokenizer, plain=isinstance(engine.config, ModelConfig))
+    tokenizer = load_tokenizer(checkpoint / "tokenizer.json")
+    engine = Engine(load_packed(path), tokenizer, threads)
+    template = load_template(checkpoint, tokenizer, plain=isinstance(engine.config, ModelConfig))
     return ServedModel(name, engine, template, fingerprint(path))
 
 

@@ -6,6 +6,7 @@ ignored: `IGNORED` and `NEUTRAL` say which, and a test holds them against the `o
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -154,6 +155,10 @@ class TextRequest(_Strict):
         """Takes out what changes nothing, before the rest is looked at."""
         if not isinstance(values, dict):
             return values
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("the request has half of a surrogate pair, which is no text") from None
         kept = {}
         for name, value in values.items():
             if name in cls.model_fields or not (name in IGNORED or name in NEUTRAL):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Coroutine, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fastapi import Request, Response
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ _GONE = Response(status_code=499)  # nobody reads it
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Form(Protocol):
     """What is sent: OpenAI's structures of one route."""
 
@@ -97,11 +98,11 @@ class EventStream(Response):
                 await error.response()(scope, receive, send)
                 return
             await send(_event(json.dumps(error.body())))
-        await send(_event("[DONE]") | {"more_body": False})
+        await send(_event("[DONE]", last=True))
 
 
-def _event(data: str) -> Message:
-    return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
+def _event(data: str, last: bool = False) -> Message:
+    return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": not last}
 
 
 def to_json(data: BaseModel) -> str:

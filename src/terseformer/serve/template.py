@@ -49,9 +49,8 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals.update(raise_exception=_refuse, strftime_now=_now)
         try:
-            self._template = environment.from_string(source)
+            self._template = environment.from_string(source, {"raise_exception": _refuse, "strftime_now": _now})
         except TemplateError as error:
             raise UserError(f"the chat template is no Jinja program: {error}") from None
         self._tokens, self.stops = dict(tokens or {}), stops

@@ -45,6 +45,15 @@ class Writing:
         """What ends the text after the tokens that were drawn, if something does."""
         return self.guided.finish if self.guided else self.writer.finish
 
+    def step(self) -> list[int]:
+        """Draws the next token of a text that a grammar guides.
+
+        Raises:
+            GenerationError: the text cannot go on.
+        """
+        assert self.guided is not None
+        return self.guided.step()
+
     def push(self, tokens: Sequence[int]) -> Piece:
         """The piece of text that has become certain with the tokens that were just drawn.
 

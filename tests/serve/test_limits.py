@@ -20,7 +20,13 @@ from served import PROMPT, ServerProcess
 from terseformer.config import ConfigError
 from terseformer.serve.limits import Limits
 
-LONG: dict[str, Any] = {"model": "slow", "prompt": "abc", "max_tokens": 480, "temperature": 0}
+LONG: dict[str, Any] = {
+    "model": "slow",
+    "prompt": "abc",
+    "max_tokens": 480,
+    "temperature": 0,
+    "logprobs": 0,
+}  # an event for each token
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -150,13 +156,14 @@ def status(call: Callable[[], Any]) -> tuple[int, dict[str, Any]]:
 
 
 def test_a_key_is_needed_where_there_are_some(narrow: ServerProcess) -> None:
-    for key in ("three", "one two", "ключ"):
+    for key in ("three", "one two"):
         with pytest.raises(AuthenticationError, match="no valid API key"):
-            narrow.client(key.encode().decode("latin-1")).models.list()
+            narrow.client(key).models.list()
     for key in ("one", "two"):
         assert len(list(narrow.client(key).models.list())) == 2
     assert status(lambda: narrow.get("/v1/models"))[0] == 401
-    assert status(lambda: narrow.get("/v1/models", Authorization="Basic one"))[0] == 401
+    for given in ("Basic one", "one", "Bearer", "Bearer \xff\xfe", ""):
+        assert status(lambda given=given: narrow.get("/v1/models", Authorization=given))[0] == 401
     assert status(lambda: narrow.get("/metrics"))[0] == 401
     assert narrow.get("/health") == "ok\n"
 

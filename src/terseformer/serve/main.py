@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -74,7 +75,8 @@ def serve(
             limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=int(limits.grace) + 5,
         )
-        _Server(config, app.state.server.scheduler, limits, _greeting(models, listener)).run([listener])
+        with contextlib.suppress(KeyboardInterrupt):  # raised once more when all has come to its end
+            _Server(config, app.state.server.scheduler, limits, _greeting(models, listener)).run([listener])
 
 
 class _Server(uvicorn.Server):
@@ -121,10 +123,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port must lie in [0, 65535], not {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(
             f"there is no listening at {host}, port {port}: {error}; give another --host or --port"
         ) from None

@@ -156,14 +156,19 @@ def test_markup_in_a_text_stays_text(open_page: OpenPage, server: ServerProcess)
     assert page.locator("#output :is(img, b)").count() == 0
 
 
-def test_a_mistake_is_said(open_page: OpenPage, server: ServerProcess) -> None:
+def test_a_mistake_is_said_and_is_no_turn_of_a_chat(open_page: OpenPage, server: ServerProcess) -> None:
     page = open_page(server, expected="status of 400")
     expect(page.locator("#about")).to_contain_text("parameters")
+    page.get_by_label("Chat").check()
     page.get_by_text("Sampling").press("Enter")
     page.locator("[name=temperature]").fill("3")
     page.locator("#prompt").press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("temperature: Input should be less than or equal to 2")
     expect(page.get_by_role("button", name="Write")).to_be_enabled()
+    page.locator("[name=temperature]").fill("1")
+    with page.expect_request("**/chat/completions") as asked:
+        write(page, "abc def")
+    assert asked.value.post_data_json["messages"] == [{"role": "user", "content": "abc def"}]
 
 
 @pytest.mark.slow

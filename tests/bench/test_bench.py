@@ -161,7 +161,7 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_sources_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "preset", lambda name: preset("summarize-1m-terraformer"))
-    monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(8,)))
+    monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(200,)))
     result = decode.bench(("sources",), 1, 1, tmp_path)
     assert (result["rows"], len(result["sources"])) == ([], 3)
     assert result["floors"]["read_bytes_per_second"] > 0

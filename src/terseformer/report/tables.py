@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from terseformer.accounting import account
+from terseformer.config import ModelConfig
 from terseformer.info import short
 from terseformer.layout import AnyConfig
 from terseformer.machine import processor
@@ -49,8 +50,10 @@ def models_table(runs: Sequence[Run]) -> Table:
 
 def describe(config: AnyConfig) -> str:
     """A model in a line: its layers, and of which kind they are."""
-    has_encoder = config.kind != "causal_lm"
-    depth = f"{config.num_encoder_layers} + {config.num_decoder_layers}" if has_encoder else config.num_hidden_layers
+    if isinstance(config, ModelConfig):
+        depth = f"{config.num_hidden_layers}"
+    else:
+        depth = f"{config.num_encoder_layers} + {config.num_decoder_layers}"
     feed_forward = config.feed_forward
     size = getattr(feed_forward, "ff_block_size", None) or getattr(feed_forward, "num_experts", None)
     parts = (

@@ -78,6 +78,7 @@ def demo(model: str = "small-1m-ff-qkv", steps: int = 400, out: Path = Path("run
         f"\nBoth are saved. Go on with:\n\n  terse generate {out}/sparse 'And God said'\n  terse info {out}/sparse\n"
         f"  terse train recipes/small-1m.toml\n\nreport: {report}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

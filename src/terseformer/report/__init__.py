@@ -29,8 +29,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None, speed: bool =
             read.
         CheckpointError: a folder without a checkpoint, or a damaged one.
     """
+    if not folders:
+        raise ReportError("terse report needs a run's folder, such as: terse report runs/small-1m")
     if out is None:
-        if len(folders) != 1:
+        if len(folders) > 1:
             raise ReportError("a report of several runs needs a place; give --out FILE.html")
         out = folders[0] / REPORT
     if out.is_dir():

@@ -58,6 +58,7 @@ def draw(lines: Sequence[Points], description: str) -> Markup:
                 markersize=3,
             )
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid()
         box = io.BytesIO()
         figure.savefig(box, format="svg", transparent=True, metadata={"Date": None})

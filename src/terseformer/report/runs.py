@@ -83,11 +83,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads runs' or checkpoints' folders, which are named by their last part where these differ.
 
     Raises:
-        ReportError: there is none, or one is named twice, or the log of one cannot be read.
+        ReportError: one is named twice, or the log of one cannot be read.
         CheckpointError: there is no checkpoint, or it is damaged.
     """
-    if not folders:
-        raise ReportError("terse report needs a run's folder, such as: terse report runs/small-1m")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]

@@ -406,6 +406,7 @@ def _bench(args: Sequence[str]) -> None:
                 "800m",
                 "0.8b",
                 "tiny",
+                "summarize",
                 "terraformer",
                 "sources",
                 "17b",
@@ -424,8 +425,9 @@ def _bench(args: Sequence[str]) -> None:
 
         Args:
             groups: without any, all: the paper's 800M rows, types of numbers and other libraries at 0.8B, the overhead
-                of a token, encoder-decoders of 800M, the time to read long sources, one block of the paper's 17B rows
-                and encoder-decoders, and the whole sparse 17B models. All keep some 90 GB in the cache.
+                of a token, the small summarisers, encoder-decoders of 800M, the time to read long sources, one block
+                of the paper's 17B rows and encoder-decoders, and the whole sparse 17B models. All keep some 90 GB in
+                the cache.
             repetitions: rounds in which all models of a group take their turn.
             threads: 0: the physical cores, or TERSE_THREADS.
             plot: an image to write, .svg or .png.

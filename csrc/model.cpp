@@ -33,7 +33,7 @@ Model::Model(const Options& options, const Tensors& tensors)
     : hidden_size_(options.size("hidden_size")), max_positions_(options.size("max_position_embeddings")) {
     const std::string& kind = options.text("kind");
     const Dtype dtype = read_dtype(options.text("dtype"));
-    Builder builder{tensors, options, dtype, sizes_, shape_.memories};
+    Builder builder{tensors, options, dtype, sizes_, shape_};
     shape_.heads = options.size("num_attention_heads");
     shape_.head_dim = hidden_size_ / shape_.heads;
     shape_.vocab_size = options.size("vocab_size");

@@ -22,7 +22,7 @@ enum class SourceUse {
     prefix,  // it stands before the text, in the same keys and values
 };
 
-// How much a model's sequences remember.
+// How much a model's sequences remember, and what there is to note about their tokens.
 struct SessionShape {
     int layers = 0;  // of attention to the sequence itself
     int heads = 0;
@@ -31,6 +31,7 @@ struct SessionShape {
     int crosses = 0;  // layers of attention to a source
     Window window;    // of attention to the sequence itself: what lies before it is not kept
     SourceUse source = SourceUse::none;
+    int choices = 0;  // of a token, in all sparse feed-forward layers
     std::vector<std::size_t> memories;  // floats of each convolution's past frames and of each recurrent carry
 
     bool operator==(const SessionShape&) const = default;

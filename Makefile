@@ -14,7 +14,7 @@ INSTALL := $(PIP) install -qq -c constraints.txt $(if $(TORCH),--extra-index-url
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-kernels sanitize lint format bench clean
+.PHONY: help setup demo test test-fast test-kernels sanitize lint format docs bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ lint: $(STAMP) ## check style, types and who imports whom
 format: $(STAMP) ## lay out the code and mend what can be mended
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The site has the repository's own layout, so that links are the same in both.
+SITE := build/docs-source
+docs: $(STAMP) ## build the site of README.md and docs/ in build/docs; a broken link is an error
+	@rm -rf $(SITE) && mkdir -p $(SITE) && cp -r README.md CONTRIBUTING.md CHANGELOG.md docs $(SITE)
+	$(BIN)/zensical build --strict --clean $(ARGS)
 
 bench: $(STAMP) ## measure speed on this machine
 	$(BIN)/terse bench $(ARGS)

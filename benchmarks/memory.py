@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from terseformer.bench.memory import forget_peak, in_use, peak_in_use
-from terseformer.bench.timing import processor
 from terseformer.blocks import self_attention
 from terseformer.config import (
     AttentionPatternConfig,
@@ -39,6 +38,7 @@ from terseformer.config import (
     TerraformerConfig,
 )
 from terseformer.layers.reversible import ReversibleStack
+from terseformer.machine import processor
 from terseformer.models import make_model
 from terseformer.presets import preset
 from terseformer.state import first_chunk

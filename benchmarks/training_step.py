@@ -20,9 +20,10 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from terseformer.accounting import account
-from terseformer.bench.timing import in_turn, processor, spread
+from terseformer.bench.timing import in_turn, spread
 from terseformer.config import ModelConfig, TrainConfig
 from terseformer.generation import generate_tokens
+from terseformer.machine import processor
 from terseformer.model import CausalLM
 from terseformer.optim import make_optimizer
 from terseformer.presets import dense_twin, preset

@@ -30,6 +30,7 @@ VERBS = (
     "generate",
     "info",
     "pack",
+    "report",
     "serve",
     "summarize",
     "train",
@@ -92,6 +93,7 @@ def test_help_shows_each_verb(args, terse):
         ("evaluate", ["--files", "--sequences", "--num-beams"]),
         ("generate", ["--temperature", "--top-p", "--stop", "--seed", "--num-beams", "--no-repeat-ngram-size"]),
         ("info", ["--context"]),
+        ("report", ["--out", "--no-speed"]),
         ("serve", ["--host", "--port", "--api-key", "--max-queue", "--cache-memory", "--dtype"]),
         ("train", ["--out", "--resume", "--quiet", "--train.steps", "--model.feed-forward.kind"]),
     ],
@@ -172,6 +174,9 @@ def test_help_does_not_import_torch():
         (["bench", "--group", "tiny"], "no such flag: --group; the nearest is --groups"),
         (["bench", "--groups", "tinny"], "'tinny'"),
         (["demo", "--stesp", "3"], "no such flag: --stesp; the nearest is --steps"),
+        (["report"], "terse report needs a run's folder"),
+        (["report", "runs/mine", "--no-sped"], "no such flag: --no-sped; the nearest is --no-speed"),
+        (["report", "elsewhere"], "no checkpoint at elsewhere"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
@@ -291,6 +296,12 @@ def test_pack_and_chat(folder, terse, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
     chat = terse("chat", "runs/mine", "--max-new-tokens", "3")
     assert (chat.code, chat.out.count("> ")) == (0, 2)
+
+
+def test_report(folder, terse):
+    result = terse("report", "runs/mine", "--no-speed")
+    assert (result.code, result.out, result.err) == (0, "report: runs/mine/report.html\n", "")
+    assert Path("runs/mine/report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize("model", ["tiny", "mine.toml", "runs/mine", "runs/mine/step-00000003"])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runs import SPARSE, make_recipe, write_text
-from terseformer import training_log
+from terseformer import __version__, training_log
 from terseformer.config import TrainConfig
 from terseformer.controller_stats import ControllerUse
 from terseformer.evaluation import Evaluation
@@ -24,6 +26,10 @@ USE = ControllerUse(entropy=1.5, share_used=0.75, dead_units=8, imbalance=1.25, 
 
 def make_step(number: int, loss: float = 3.0) -> Step:
     return Step(number, loss, 0.5, 1.5, tokens=100, seconds=0.2)
+
+
+def logged_steps(run: Path) -> list[dict]:
+    return [line for line in read_metrics(run / METRICS) if "train/loss" in line]
 
 
 @pytest.fixture
@@ -84,8 +90,25 @@ def test_points_are_means_since_the_last(tmp_path):
     with TrainingLog(tmp_path, TrainConfig(steps=5, log_every=2), 0, quiet=True) as log:
         for number in range(1, 6):
             log.step(make_step(number, loss=float(number)))
-    points = [(line["step"], line["train/loss"], line["train/seconds"]) for line in read_metrics(tmp_path / METRICS)]
+    points = [(line["step"], line["train/loss"], line["train/seconds"]) for line in logged_steps(tmp_path)]
     assert points == [(2, 1.5, pytest.approx(0.4)), (4, 3.5, pytest.approx(0.8)), (5, 5.0, pytest.approx(1.0))]
+
+
+def test_the_machine_of_each_part(tmp_path, monkeypatch):
+    config = TrainConfig(steps=6, log_every=1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for start in (0, 0, 4, 4):  # begun anew and resumed twice
+        with TrainingLog(tmp_path, config, start, quiet=True) as log:
+            for number in range(start + 1, 7):
+                log.step(make_step(number))
+    lines = [line for line in read_metrics(tmp_path / METRICS) if "machine" in line]
+    assert [line["step"] for line in lines] == [1, 5]
+    machine = lines[0]["machine"]
+    assert datetime.fromisoformat(machine["date"]).tzinfo == timezone.utc
+    assert machine["processes"] == 2
+    assert machine["threads"] == torch.get_num_threads()
+    assert machine["version"] == __version__
+    assert machine["processor"]
 
 
 def test_resumed_curves_go_on_where_they_were(tmp_path):
@@ -97,7 +120,7 @@ def test_resumed_curves_go_on_where_they_were(tmp_path):
         file.write('{"step": 5, "train/lo')  # the process was killed
     with TrainingLog(tmp_path, config, 2, quiet=True) as log:
         log.step(make_step(3, loss=20.0))
-    lines = read_metrics(tmp_path / METRICS)
+    lines = logged_steps(tmp_path)
     assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 10.0), (2, 10.0), (3, 20.0)]
     assert lines[-1]["train/seconds"] == pytest.approx(0.6)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -118,7 +141,7 @@ def test_a_run_keeps_curves_statistics_and_samples(tmp_path, monkeypatch):
         ),
     }
     lines = read_metrics(run / METRICS)
-    assert set().union(*lines) == keys | {"step", "sample"}
+    assert set().union(*lines) == keys | {"step", "machine", "sample"}
     validations = [line for line in lines if "validation/loss" in line]
     assert [line["step"] for line in validations] == [4, 8]
     assert all(line["sample"] for line in validations)

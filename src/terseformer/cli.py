@@ -41,6 +41,8 @@ terse: Scaling Transformers, trained beside their dense twins and decoded on CPU
   terse convert --from trax model.json model.weights.npy.gz models/converted
                                                       take over a model of the reference implementation
   terse info runs/small-1m                            sizes, FLOPs and bytes per token; of presets and recipes too
+  terse report runs/small-1m                          curves, controllers, samples, quality and speed as an HTML file
+  terse report runs/dense runs/sparse --out both.html of several runs, side by side
   terse bench                                         measure decoding on this machine, beside other libraries
 
   terse VERB --help lists a verb's flags.
@@ -74,6 +76,7 @@ def main() -> None:
         "generate": _generate,
         "info": _info,
         "pack": _pack,
+        "report": _report,
         "serve": _serve,
         "summarize": _summarize,
         "train": _train,
@@ -439,6 +442,22 @@ def _info(args: Sequence[str]) -> None:
     _call("info", info, args)
 
 
+def _report(args: Sequence[str]) -> None:
+    def report(runs: tuple[Path, ...], /, out: Path | None = None, speed: bool = True) -> None:
+        """Writes one HTML file about runs: curves, controllers, samples, quality and speed.
+
+        Args:
+            runs: runs' or checkpoints' folders; the first one is what the others are compared with.
+            out: the file; without it, report.html in the folder of the only run.
+            speed: measure the engine's decoding on this machine, which takes some seconds.
+        """
+        from terseformer.report import write_report
+
+        print(f"report: {write_report(runs, out, speed)}")
+
+    _call("report", report, args)
+
+
 def _bench(args: Sequence[str]) -> None:
     def bench(
         groups: tuple[
@@ -446,6 +465,7 @@ def _bench(args: Sequence[str]) -> None:
                 "800m",
                 "0.8b",
                 "tiny",
+                "summarize",
                 "terraformer",
                 "sources",
                 "17b",
@@ -464,8 +484,9 @@ def _bench(args: Sequence[str]) -> None:
 
         Args:
             groups: without any, all: the paper's 800M rows, types of numbers and other libraries at 0.8B, the overhead
-                of a token, encoder-decoders of 800M, the time to read long sources, one block of the paper's 17B rows
-                and encoder-decoders, and the whole sparse 17B models. All keep some 90 GB in the cache.
+                of a token, the small summarisers, encoder-decoders of 800M, the time to read long sources, one block
+                of the paper's 17B rows and encoder-decoders, and the whole sparse 17B models. All keep some 90 GB in
+                the cache.
             repetitions: rounds in which all models of a group take their turn.
             threads: 0: the physical cores, or TERSE_THREADS.
             plot: an image to write, .svg or .png.
@@ -500,6 +521,11 @@ def _nearest(word: str, words: Any) -> str:
 
 def _call(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
     """Calls a function with flags made from its signature; parameters before `/` have none."""
+    return _bound(verb, function, args)()
+
+
+def _bound(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Callable[[], Any]:
+    """The function with the values of the flags."""
     import tyro
 
     names: list[str] = []
@@ -507,6 +533,7 @@ def _call(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
         has_fields = dataclasses.is_dataclass(parameter.default)
         renamed = [item.name for item in getattr(parameter.annotation, "__metadata__", ())]  # by tyro.conf.arg
         names += [f.name for f in dataclasses.fields(parameter.default)] if has_fields else renamed or [name]
+        names += [f"no_{name}"] if isinstance(parameter.default, bool) else []
     flags = ["--help", *(f"--{name.replace('_', '-')}" for name in names)]
     for arg in args:
         flag = arg.partition("=")[0].replace("_", "-")
@@ -520,13 +547,12 @@ def _call(verb: str, function: Callable[..., Any], args: Sequence[str]) -> Any:
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            call = tyro.cli(bind, args=list(args), prog=f"terse {verb}", config=(tyro.conf.OmitArgPrefixes,))
+            return tyro.cli(bind, args=list(args), prog=f"terse {verb}", config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as stop:
         if not stop.code:
             raise
         lines = [line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:]]
         raise UserError(f"{' '.join(lines[: lines.index('')])}; terse {verb} --help lists what there is") from None
-    return call()
 
 
 def _recipe(verb: str, args: Sequence[str]) -> "tuple[Recipe, Path]":

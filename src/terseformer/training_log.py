@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from terseformer import __version__
 from terseformer.config import TrainConfig
 from terseformer.controller_stats import ControllerUse
 from terseformer.data.files import atomic_write
 from terseformer.evaluation import Evaluation
+from terseformer.machine import commit, processor
 
 METRICS = "metrics.jsonl"
 _STEPS_TO_ESTIMATE = 20
@@ -78,6 +83,7 @@ class TrainingLog:
             with atomic_write(path) as file:
                 file.writelines(_json_line(line).encode("utf-8") for line in kept)
             self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._file.write(_json_line({"step": self._start + 1, "machine": _machine()}))
             self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._start + 1)
         self._began = time.perf_counter()
         self._progress.start()
@@ -147,12 +153,28 @@ class TrainingLog:
             self._board.add_scalar(name, value, step)
 
 
+def _machine() -> dict[str, Any]:
+    """What computes the steps that follow."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # of torchrun
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "version": __version__,
+        "commit": commit(),
+    }
+
+
 def _json_line(values: Mapping[str, Any]) -> str:
     return json.dumps(values) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The points of a run's curves; a last line that was cut short is left out."""
+    """The points of a run's curves, its samples, and from which step on which machine computed it.
+
+    A last line that was cut short is left out.
+    """
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:

@@ -110,9 +110,12 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for module in (decode, sources):
         monkeypatch.setattr(module, "preset", lambda name: preset(f"summarize-1m-{small.get(name, 'terraformer')}"))
     monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(8, 5000)))
-    result = decode.bench(("terraformer", "sources", "terraformer-17b", "terraformer-17b-whole"), 2, 1, tmp_path)
+    groups = ("summarize", "terraformer", "sources", "terraformer-17b", "terraformer-17b-whole")
+    result = decode.bench(groups, 2, 1, tmp_path)
     show(result)
-    out = capsys.readouterr().out
+    out, progress = capsys.readouterr()
+    assert progress.splitlines()[0].startswith("summarize dense: ")
+    assert len(progress.splitlines()) == len(result["rows"])
     assert "a source of 5,000 tokens, local attention" in out
     assert [(reading["pattern"], reading["tokens"]) for reading in result["sources"]] == [
         ("local", 8),
@@ -122,6 +125,9 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         ("exact", 8),
     ]
     assert [row["name"] for row in result["rows"]] == [
+        "dense",
+        "scaling",
+        "terraformer",
         "seq2seq-800m-dense",
         "seq2seq-800m-ff-qkv-loss",
         "terraformer-800m",
@@ -139,7 +145,7 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_sources_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "preset", lambda name: preset("summarize-1m-terraformer"))
-    monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(8,)))
+    monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(200,)))
     result = decode.bench(("sources",), 1, 1, tmp_path)
     assert (result["rows"], len(result["sources"])) == ([], 3)
     assert result["floors"]["read_bytes_per_second"] > 0

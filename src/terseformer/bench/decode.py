@@ -1,112 +1,47 @@
-"""Decoding speed: models of random weights by the protocol of the paper, beside the floors and other libraries.
-
-The protocol is the reference's (`decoding_timing_test.py`): batch 1, a source of 16 tokens, greedy, 4 tokens to warm
-up, then the time of the following ones.
-"""
+"""Decoding speed: models of random weights by the protocol of the paper, beside the floors and other libraries."""
 
 from __future__ import annotations
 
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from terseformer import __version__, native
-from terseformer.accounting import account
 from terseformer.bench import rivals
-from terseformer.bench.floors import FloorMeter, Floors
+from terseformer.bench.floors import FloorMeter
+from terseformer.bench.measure import CAPACITY, REST, SOURCE, TOKENS, WARM_UP, Decoder, Row, measure
 from terseformer.bench.memory import in_use
-from terseformer.bench.models import multiply_adds, random_model
+from terseformer.bench.models import random_model
 from terseformer.bench.parity import check_parity
 from terseformer.bench.sources import read_sources
-from terseformer.bench.timing import measured_in_turn, processor, spread
-from terseformer.config import DenseFeedForwardConfig, EncoderDecoderConfig, ModelConfig, Seq2SeqConfig
+from terseformer.bench.timing import measured_in_turn
+from terseformer.config import DenseFeedForwardConfig, EncoderDecoderConfig, ModelConfig
 from terseformer.data import default_cache
-from terseformer.engine import Engine
 from terseformer.layout import AnyConfig, Dtype
+from terseformer.machine import commit, processor
 from terseformer.model import CausalLM
 from terseformer.presets import language_model_preset, preset
-from terseformer.sampling import SamplingConfig
 from terseformer.threads import default_threads, remember
-from terseformer.traffic import bytes_read
 
 Group = Literal[
-    "800m", "0.8b", "tiny", "terraformer", "sources", "17b", "terraformer-17b", "17b-whole", "terraformer-17b-whole"
+    "800m",
+    "0.8b",
+    "tiny",
+    "summarize",
+    "terraformer",
+    "sources",
+    "17b",
+    "terraformer-17b",
+    "17b-whole",
+    "terraformer-17b-whole",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)  # the largest last: they displace the others
-SOURCE = 16
-WARM_UP = 4
-TOKENS = 10
-_REST = 0.3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model by one library; times are medians."""
-
-    group: str
-    name: str
-    parameters: int
-    milliseconds: float
-    """Per token."""
-    spread: float
-    """(90th - 10th percentile) / median."""
-    rounds: tuple[float, ...]
-    """The milliseconds per token of each round."""
-    first_token_milliseconds: float | None = None
-    """From the source of 16 tokens to the first token."""
-    block_milliseconds: float | None = None
-    """Of the milliseconds per token, for each block."""
-    megabytes: float | None = None
-    """What a token must read, of weights, keys and values."""
-    million_multiply_adds: float | None = None
-    floor_milliseconds: float | None = None
-    """The time that reading or multiplying that takes on this machine at least, measured before each turn."""
-    floor_fraction: float | None = None
-    """The floor's part of the time, of each turn."""
-    resident_gigabytes: float | None = None
-    """Memory in use, where that is the question."""
-
-
-class _Ours:
-    """A model by the engine."""
-
-    def __init__(self, config: AnyConfig, dtype: Dtype, threads: int, folder: Path) -> None:
-        self.config, self.dtype = config, dtype
-        self.packed = random_model(config, dtype, folder)
-        self.engine = Engine(self.packed, threads=threads)
-        self.first: list[float] = []
-
-    def half(self) -> _Ours:
-        """The same with the first half of its blocks."""
-        other = object.__new__(_Ours)
-        assert isinstance(self.config, ModelConfig)
-        other.config = replace(self.config, num_hidden_layers=self.config.num_hidden_layers // 2)
-        other.dtype, other.packed, other.first = self.dtype, replace(self.packed, config=other.config), []
-        other.engine = Engine(other.packed, threads=self.engine.threads)
-        return other
-
-    def __call__(self) -> float:
-        """Seconds per token."""
-        capacity, source = SOURCE + WARM_UP + TOKENS + 1, [1] * SOURCE
-        sampling = SamplingConfig(temperature=0.0, max_new_tokens=WARM_UP + TOKENS)
-        start = time.perf_counter()
-        if isinstance(self.config, ModelConfig):
-            writer = self.engine.start(self.engine.new_session(capacity), source, sampling)
-        else:
-            session = self.engine.new_session(capacity, source)
-            writer = self.engine.start(session, [self.config.pad_token_id], sampling)
-        self.engine.write([writer], 1)
-        self.first.append(time.perf_counter() - start)
-        self.engine.write([writer], WARM_UP - 1)
-        start = time.perf_counter()
-        (tokens,) = self.engine.write([writer], TOKENS)
-        return (time.perf_counter() - start) / len(tokens)
 
 
 class _Rival:
@@ -135,7 +70,7 @@ class _PyTorch:
 
     def start(self, prompt: Sequence[int]) -> None:
         """Reads a prompt into a new state."""
-        self.state = self.model.new_state(1, SOURCE + WARM_UP + TOKENS + 1)
+        self.state = self.model.new_state(1, CAPACITY)
         self.last = self._read(prompt)
 
     def step(self, count: int) -> list[int]:
@@ -159,9 +94,9 @@ def bench(
 
     Args:
         groups: of `800m`, the paper's 800M rows as decoders; `17b`, one block of its 17B rows; `17b-whole`, the sparse
-            17B model; `0.8b`, our types of numbers and other libraries; `tiny`, the overhead of a token; `terraformer`,
-            the 800M encoder-decoders; `terraformer-17b`, a block of each side of the 17B ones, and `-whole`, all of the
-            Terraformer; `sources`, the time to read a source.
+            17B model; `0.8b`, our types of numbers and other libraries; `tiny`, the overhead of a token; `summarize`,
+            the small summarisers; `terraformer`, the 800M encoder-decoders; `terraformer-17b`, a block of each side of
+            the 17B ones, and `-whole`, all of the Terraformer; `sources`, the time to read a source.
         repetitions: rounds.
         threads: 0: the physical cores, or TERSE_THREADS.
         folder: where models of random weights are kept; default: in the cache.
@@ -181,13 +116,16 @@ def bench(
     for group in groups:
         if group != "sources":
             rows += _GROUPS[group](threads, folder, repetitions, meter)
+            for row in rows:
+                if row.group == group:
+                    print(f"{group} {row.name}: {row.milliseconds:.3f} ms a token", file=sys.stderr, flush=True)
     return {
         "machine": {
             "processor": processor(),
             "isa": native.isa(),
             "threads": threads,
             "version": __version__,
-            "commit": _commit(),
+            "commit": commit(),
             "missing": rivals.missing() if "0.8b" in groups else {},
         },
         "floors": asdict(meter.floors) | {"read_spread": meter.read_spread},
@@ -210,78 +148,21 @@ def tune(folder: Path | None = None, repetitions: int = 5) -> dict[int, float]:
     folder = folder or default_cache() / "bench"
     config = language_model_preset("scaling-800m-ff-qkv-loss")
     counts = range(1, native.physical_cores() + 1)
-    times = measured_in_turn([_Ours(config, "f32", count, folder) for count in counts], repetitions, rest=_REST)
+    times = measured_in_turn([_decoder(config, "f32", count, folder) for count in counts], repetitions, rest=REST)
     medians = {count: statistics.median(seconds) for count, seconds in zip(counts, times, strict=True)}
     remember(min(medians, key=lambda count: medians[count]))
     return medians
 
 
-class _Turns:
-    """One of our models; before each turn the floors are measured, since a shared machine is not the same for long."""
-
-    def __init__(self, run: _Ours, meter: FloorMeter) -> None:
-        self.run, self.meter = run, meter
-        self.floors: list[Floors] = []
-
-    def __call__(self) -> float:
-        """Seconds per token."""
-        self.floors.append(self.meter())
-        time.sleep(_REST)
-        return self.run()
-
-
-def _measure(
-    group: str, runs: dict[str, _Ours | _Rival], repetitions: int, meter: FloorMeter, with_blocks: bool = False
-) -> list[Row]:
-    """A row for each of some models, which take their turns."""
-    turns = {name: _Turns(run, meter) if isinstance(run, _Ours) else run for name, run in runs.items()}
-    halves = {name: run.half() for name, run in runs.items() if with_blocks and isinstance(run, _Ours)}
-    times = measured_in_turn([*turns.values(), *halves.values()], repetitions, rest=_REST)
-    half_times = dict(zip(halves, times[len(runs) :], strict=True))
-    return [
-        _our_row(group, name, turn, seconds, half_times.get(name))
-        if isinstance(turn, _Turns)
-        else Row(group, name, 0, 1e3 * statistics.median(seconds), spread(seconds), _milliseconds(seconds))
-        for (name, turn), seconds in zip(turns.items(), times, strict=False)
-    ]
-
-
-def _our_row(group: str, name: str, turns: _Turns, seconds: Sequence[float], half: Sequence[float] | None) -> Row:
-    config, run = turns.run.config, turns.run
-    num_source = SOURCE if isinstance(config, Seq2SeqConfig) else 0
-    context = SOURCE + WARM_UP + TOKENS // 2 - num_source
-    num_bytes = bytes_read(config, run.dtype, context, num_source)
-    macs = multiply_adds(config, context, num_source)
-    floors = [floors.seconds(num_bytes, macs) for floors in turns.floors[-len(seconds) :]]
-    block = None
-    if half is not None:
-        assert isinstance(config, ModelConfig)
-        difference = statistics.median(whole - part for whole, part in zip(seconds, half, strict=True))
-        block = 1e3 * difference / (config.num_hidden_layers - config.num_hidden_layers // 2)
-    return Row(
-        group,
-        name,
-        account(config).parameters,
-        1e3 * statistics.median(seconds),
-        spread(seconds),
-        _milliseconds(seconds),
-        first_token_milliseconds=1e3 * statistics.median(run.first),
-        block_milliseconds=block,
-        megabytes=num_bytes / 1e6,
-        million_multiply_adds=macs / 1e6,
-        floor_milliseconds=1e3 * statistics.median(floors),
-        floor_fraction=statistics.median(floor / taken for floor, taken in zip(floors, seconds, strict=True)),
-    )
-
-
-def _milliseconds(seconds: Sequence[float]) -> tuple[float, ...]:
-    return tuple(round(1e3 * taken, 4) for taken in seconds)
+def _decoder(config: AnyConfig, dtype: Dtype, threads: int, folder: Path) -> Decoder:
+    """A model of random weights by the engine."""
+    return Decoder(random_model(config, dtype, folder), threads)
 
 
 def _800m(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     names = ("dense", "ff", "qkv", "ff-qkv", "ff-qkv-loss")
-    runs = {name: _Ours(language_model_preset(f"scaling-800m-{name}"), "f32", threads, folder) for name in names}
-    return _measure("800m", dict(runs), repetitions, meter, with_blocks=True)
+    runs = {name: _decoder(language_model_preset(f"scaling-800m-{name}"), "f32", threads, folder) for name in names}
+    return measure("800m", dict(runs), repetitions, meter, with_blocks=True)
 
 
 def _17b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
@@ -294,15 +175,15 @@ def _17b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> lis
             vocab_size=16,
             max_position_embeddings=SOURCE * 4,
         )
-        runs[f"{name}, one block"] = _Ours(config, "f32", threads, folder)
-    return _measure("17b", dict(runs), repetitions, meter)
+        runs[f"{name}, one block"] = _decoder(config, "f32", threads, folder)
+    return measure("17b", dict(runs), repetitions, meter)
 
 
 def _17b_whole(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     """The sparse model with 14 blocks, which make 17 billion parameters without an encoder."""
     config = replace(language_model_preset("scaling-17b-ff-qkv"), num_hidden_layers=14)
-    run = _Ours(config, "int8", threads, folder)
-    (row,) = _measure("17b-whole", {"ff-qkv int8": run}, repetitions, meter)
+    run = _decoder(config, "int8", threads, folder)
+    (row,) = measure("17b-whole", {"ff-qkv int8": run}, repetitions, meter)
     return [replace(row, resident_gigabytes=in_use() / 1e9)]
 
 
@@ -312,10 +193,19 @@ def _encoder_decoder(name: str, **changes: Any) -> EncoderDecoderConfig:
     return replace(config, **changes)
 
 
+def _summarize(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
+    names = ("dense", "scaling", "terraformer")
+    presets = {name: _encoder_decoder(f"summarize-1m-{name}", max_position_embeddings=512) for name in names}
+    runs = {name: _decoder(config, "f32", threads, folder) for name, config in presets.items()}
+    return measure("summarize", dict(runs), 5 * repetitions, meter)
+
+
 def _terraformer(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     names = ("seq2seq-800m-dense", "seq2seq-800m-ff-qkv-loss", "terraformer-800m")
-    runs = {name: _Ours(_encoder_decoder(name, max_position_embeddings=512), "f32", threads, folder) for name in names}
-    return _measure("terraformer", dict(runs), repetitions, meter)
+    runs = {
+        name: _decoder(_encoder_decoder(name, max_position_embeddings=512), "f32", threads, folder) for name in names
+    }
+    return measure("terraformer", dict(runs), repetitions, meter)
 
 
 def _terraformer_17b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
@@ -325,13 +215,13 @@ def _terraformer_17b(threads: int, folder: Path, repetitions: int, meter: FloorM
         config = _encoder_decoder(
             name, num_encoder_layers=1, num_decoder_layers=1, vocab_size=16, max_position_embeddings=SOURCE * 4
         )
-        runs[f"{name}, one block"] = _Ours(config, "f32", threads, folder)
-    return _measure("terraformer-17b", dict(runs), repetitions, meter)
+        runs[f"{name}, one block"] = _decoder(config, "f32", threads, folder)
+    return measure("terraformer-17b", dict(runs), repetitions, meter)
 
 
 def _terraformer_17b_whole(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
-    run = _Ours(_encoder_decoder("terraformer-17b"), "int8", threads, folder)
-    (row,) = _measure("terraformer-17b-whole", {"terraformer-17b int8": run}, repetitions, meter)
+    run = _decoder(_encoder_decoder("terraformer-17b"), "int8", threads, folder)
+    (row,) = measure("terraformer-17b-whole", {"terraformer-17b int8": run}, repetitions, meter)
     return [replace(row, resident_gigabytes=in_use() / 1e9)]
 
 
@@ -347,11 +237,11 @@ def _08b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> lis
         feed_forward.intermediate_size,
         dense.max_position_embeddings,
     )
-    runs: dict[str, _Ours | _Rival] = {}
+    runs: dict[str, Decoder | _Rival] = {}
     for dtype in ("f32", "int8"):
-        runs[f"dense {dtype}"] = _Ours(dense, dtype, threads, folder)
+        runs[f"dense {dtype}"] = _decoder(dense, dtype, threads, folder)
     for dtype in ("f32", "bf16", "int8"):
-        runs[f"sparse {dtype}"] = _Ours(sparse, dtype, threads, folder)
+        runs[f"sparse {dtype}"] = _decoder(sparse, dtype, threads, folder)
     missing = rivals.missing()
     if "llama-cpp-python" not in missing and "gguf" not in missing:
         for quantisation in ("F32", "Q8_0", "Q4_0"):
@@ -359,19 +249,20 @@ def _08b(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> lis
     if "ctranslate2" not in missing:
         runs["CTranslate2 int8"] = _Rival(rivals.ctranslate2(sizes, threads, folder))
     runs["PyTorch f32"] = _Rival(_PyTorch(dense, threads))
-    return _measure("0.8b", runs, repetitions, meter)
+    return measure("0.8b", runs, repetitions, meter)
 
 
 def _tiny(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     config = replace(language_model_preset("tiny"), max_position_embeddings=64)
-    runs = {f"{count} threads": _Ours(config, "f32", count, folder) for count in sorted({1, threads})}
-    return _measure("tiny", dict(runs), 5 * repetitions, meter)
+    runs = {f"{count} threads": _decoder(config, "f32", count, folder) for count in sorted({1, threads})}
+    return measure("tiny", dict(runs), 5 * repetitions, meter)
 
 
 _GROUPS = {
     "800m": _800m,
     "0.8b": _08b,
     "tiny": _tiny,
+    "summarize": _summarize,
     "terraformer": _terraformer,
     "17b": _17b,
     "terraformer-17b": _terraformer_17b,
@@ -409,12 +300,3 @@ def _ratios(rows: dict[tuple[str, str], Row]) -> dict[str, float]:
     if tiny:
         ratios["tiny_us_per_token"] = 1e3 * min(tiny)
     return ratios
-
-
-def _commit() -> str:
-    """The commit of the source tree that this runs from, or nothing."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -47,12 +46,3 @@ def spread(seconds: Sequence[float]) -> float:
         return 0.0
     deciles = statistics.quantiles(seconds, n=10)
     return (deciles[-1] - deciles[0]) / statistics.median(seconds)
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -187,12 +187,10 @@ void Rotary::rotate(float* x, int position) const {
     }
 }
 
-Pattern::Pattern(const Options& options, const std::string& section)
-    : shared_(false), exact_length_(0), chunk_length_(0), chunks_before_(0), chunks_after_(0) {
+Pattern::Pattern(const Options& options, const std::string& section) {
     const std::string& kind = options.text(section + ".kind");
     if (kind == "local") {
-        chunk_length_ = options.size(section + ".chunk_length");
-        chunks_before_ = options.size(section + ".chunks_before", 0);
+        window_ = {options.size(section + ".chunk_length"), options.size(section + ".chunks_before", 0)};
         chunks_after_ = options.size(section + ".chunks_after", 0);
     } else if (kind == "lsh" || kind == "mixed") {
         shared_ = true;
@@ -206,17 +204,16 @@ Range Pattern::causal(int position) const {
     if (shared_ && position >= exact_length_) {
         return {0, std::max(position, 1)};  // the first has nothing but itself
     }
-    return {bidirectional(position, position + 1).begin, position + 1};
+    return {window_.begin(position), position + 1};
 }
 
 Range Pattern::bidirectional(int position, int length) const {
-    if (chunk_length_ == 0) {
+    if (!window_.limited()) {
         return {0, length};
     }
-    const std::int64_t chunk = position / chunk_length_;
-    const std::int64_t begin = (chunk - chunks_before_) * chunk_length_;
-    const std::int64_t end = (chunk + chunks_after_ + 1) * chunk_length_;
-    return {static_cast<int>(std::max<std::int64_t>(begin, 0)), static_cast<int>(std::min<std::int64_t>(end, length))};
+    const std::int64_t chunk = position / window_.chunk_length;
+    const std::int64_t end = (chunk + chunks_after_ + 1) * window_.chunk_length;
+    return {window_.begin(position), static_cast<int>(std::min<std::int64_t>(end, length))};
 }
 
 int Pattern::exact(int position, int rows) const {
@@ -267,7 +264,7 @@ void Heads::look(Context& context, const KeyValues& cache, int head, const float
         const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(t) * size;
 
         MatmulTask task{};
-        task.weights = cache.keys(head) + index(begin) * index(width);
+        task.weights = cache.keys(head, begin);
         task.x = queries + at;
         task.x_row = size;
         task.inputs = width;
@@ -278,7 +275,7 @@ void Heads::look(Context& context, const KeyValues& cache, int head, const float
         task.outputs = end - begin;
         matmul(task, 0, panels(end - begin), 0, some);
         if (unit_keys) {
-            divide_by_lengths(cache.keys(head) + index(begin) * index(width), end - begin, scores, some, scores_row);
+            divide_by_lengths(cache.keys(head, begin), end - begin, scores, some, scores_row);
         }
         for (int row = 0; row < some; ++row) {
             float* const weights = scores + row * scores_row;
@@ -287,7 +284,7 @@ void Heads::look(Context& context, const KeyValues& cache, int head, const float
             kernels().softmax(weights + seen.begin, seen.end - seen.begin);
             std::fill(weights + seen.end, weights + end - begin, 0.0f);
         }
-        task.weights = cache.values(head) + index(begin) * kPanel;
+        task.weights = cache.values(head, begin);
         task.x = scores;
         task.x_row = scores_row;
         task.inputs = end - begin;
@@ -364,6 +361,8 @@ void CausalAttention::attend(Context& context, const Run& run, int head, float* 
 void CausalAttention::write(Context& context, const Run& run, int head) const {
     Workspace& work = context.work;
     KeyValues& cache = run.session->cache(layer_);
+    const int first = run.session->prefix() + context.batch.positions[index(run.first)];
+    cache.make_room(head, pattern_.window().begin(first), first + run.count);
     for (int t = 0; t < run.count; ++t) {
         const std::size_t at = index(run.first + t) * index(heads_.size) + index(head * heads_.width);
         const int position = context.batch.positions[index(run.first + t)];

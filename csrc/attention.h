@@ -47,6 +47,7 @@ public:
 
     Range causal(int position) const;                     // up to the position
     Range bidirectional(int position, int length) const;  // of so many
+    const Window& window() const { return window_; }      // of the positions before one
 
     // The mean of query and key is both.
     bool shared() const { return shared_; }
@@ -59,11 +60,10 @@ public:
     bool hashes(int length) const { return shared_ && length > exact_length_; }
 
 private:
-    bool shared_;
-    int exact_length_;   // positions below it are exact
-    int chunk_length_;   // 0: all is one chunk
-    int chunks_before_;  // that a row looks at besides its own
-    int chunks_after_;
+    bool shared_ = false;
+    int exact_length_ = 0;  // positions below it are exact
+    Window window_;
+    int chunks_after_ = 0;  // that a row looks at besides the window, its own chunk included
 };
 
 // What all attention layers share.

@@ -72,6 +72,15 @@ nb::object numpy(std::vector<float> values) {
     return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(kept->data(), {kept->size()}, owner));
 }
 
+// [tokens][choices of a token][index and active]
+nb::object numpy(terse::Touched touched) {
+    auto* const kept = new terse::Touched(std::move(touched));
+    nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<terse::Touched*>(p); });
+    static_assert(sizeof(terse::Choice) == 2 * sizeof(std::int32_t));
+    return nb::cast(nb::ndarray<nb::numpy, std::int32_t, nb::ndim<3>>(kept->choices.data(),
+                                                                      {kept->tokens, kept->each, 2}, owner));
+}
+
 void require_size(const Floats& logits, std::size_t vocab_size) {
     if (logits.size() != vocab_size) {
         throw std::invalid_argument("there must be " + std::to_string(vocab_size) + " logits, not " +
@@ -132,16 +141,23 @@ NB_MODULE(_native, m) {
         .def("fork",
              [](terse::Session& self) {
                  const terse::Session::Use use(self);
+                 const nb::gil_scoped_release released;
                  return std::make_unique<terse::Session>(self);
              })
         .def("save",
              [](terse::Session& self) {
                  const terse::Session::Use use(self);
-                 return numpy(self.save());
+                 std::vector<float> saved;
+                 {
+                     const nb::gil_scoped_release released;
+                     saved = self.save();
+                 }
+                 return numpy(std::move(saved));
              })
         .def("restore",
              [](terse::Session& self, const Floats& saved, int length) {
                  const terse::Session::Use use(self);
+                 const nb::gil_scoped_release released;
                  self.restore(saved.data(), saved.size(), length);
              },
              "saved"_a, "length"_a)
@@ -232,7 +248,8 @@ NB_MODULE(_native, m) {
     nb::class_<terse::Writer>(m, "Writer")
         .def("__init__",
              [](terse::Writer* self, terse::Session& session, const terse::Sampling& sampling, int max_tokens,
-                std::vector<std::int32_t> stop_ids, const std::vector<nb::bytes>& stops, const Pieces& pieces) {
+                std::vector<std::int32_t> stop_ids, const std::vector<nb::bytes>& stops, const Pieces& pieces,
+                bool trace) {
                  std::vector<std::string> bytes;
                  for (const nb::bytes& stop : stops) {
                      bytes.emplace_back(stop.c_str(), stop.size());
@@ -244,15 +261,16 @@ NB_MODULE(_native, m) {
                      throw std::invalid_argument("stop strings need the bytes of every token");
                  }
                  new (self) terse::Writer(session, sampling, max_tokens, std::move(stop_ids), std::move(bytes),
-                                          pieces.bytes);
+                                          pieces.bytes, trace);
              },
              nb::keep_alive<1, 2>(), nb::keep_alive<1, 7>(), "session"_a, "sampling"_a, "max_tokens"_a, "stop_ids"_a,
-             "stops"_a, "pieces"_a)
+             "stops"_a, "pieces"_a, "trace"_a = false)
         .def("see",
              [](terse::Writer& self, const Tokens& tokens) {
                  self.see(tokens.data(), static_cast<int>(tokens.size()));
              },
              "tokens"_a)
+        .def("take_touched", [](terse::Writer& self) { return numpy(self.take_touched()); })
         .def_prop_ro("finish", [](const terse::Writer& self) { return name_of(self.finish()); });
 
     nb::class_<terse::Engine>(m, "Engine")

@@ -20,12 +20,20 @@ struct Run {
     int count;
 };
 
+// What a sparse feed-forward layer chose for a token in one of its groups.
+struct Choice {
+    std::int32_t index = 0;   // in [0, choices)
+    std::int32_t active = 0;  // of the units that it stands for, how many the ReLU let through
+};
+
 struct Batch {
     std::vector<Run> runs;
     std::vector<std::int32_t> tokens;
     std::vector<std::int32_t> positions;  // of each row
+    std::vector<Choice*> touched;         // where each row's choices, zero before, are noted; null or empty: nowhere
 
     int rows() const { return static_cast<int>(tokens.size()); }
+    Choice* noted(int row) const { return touched.empty() ? nullptr : touched[index(row)]; }
 };
 
 // Rows [rows][hidden_size] of a batch or of a whole source. Both are the same where a model has one residual stream.

@@ -12,7 +12,7 @@ Encoder::Encoder(const Options& options, const Tensors& tensors, Dtype dtype, Si
       embedding_(embedding),
       positions_(tensors.floats("encoder_position.weight", {options.size("max_position_embeddings"), size_})),
       two_streams_(options.text("kind") == "terraformer") {
-    Builder builder{tensors, options, dtype, sizes, shape_.memories};
+    Builder builder{tensors, options, dtype, sizes, shape_};
     shape_.layers = 1;
     shape_.heads = options.size("num_attention_heads");
     shape_.head_dim = size_ / shape_.heads;

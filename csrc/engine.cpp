@@ -2,16 +2,19 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 namespace terse {
 
 Writer::Writer(Session& session, const Sampling& sampling, int max_tokens, std::vector<std::int32_t> stop_ids,
-               std::vector<std::string> stops, const std::vector<std::string>& pieces)
+               std::vector<std::string> stops, const std::vector<std::string>& pieces, bool trace)
     : session_(session),
       sampler_(sampling, session.shape().vocab_size),
       stops_(std::move(stops), pieces),
       stop_ids_(stop_ids.begin(), stop_ids.end()),
-      left_(max_tokens) {}
+      left_(max_tokens),
+      trace_(trace),
+      touched_{0, index(session.shape().choices), {}} {}
 
 void Writer::see(const std::int32_t* tokens, int count) {
     std::for_each(tokens, tokens + count, [this](std::int32_t token) { sampler_.see(token); });
@@ -34,6 +37,19 @@ void Writer::draw() {
     } else if (left_ == 0 || session_.length() + 1 >= session_.limit()) {
         finish_ = Finish::length;
     }
+}
+
+Choice* Writer::note() {
+    if (!trace_) {
+        return nullptr;
+    }
+    touched_.choices.resize(++touched_.tokens * touched_.each);
+    return touched_.choices.data() + touched_.choices.size() - touched_.each;
+}
+
+Touched Writer::take_touched() {
+    const Session::Use use(session_);
+    return std::exchange(touched_, {0, touched_.each, {}});
 }
 
 Engine::Engine(std::shared_ptr<const Model> model, int threads, int rows, int runs, bool poison)
@@ -60,8 +76,9 @@ void Engine::check_tokens(const std::int32_t* tokens, int count) const {
 // A session's next tokens, as many at a time as pass through the model together.
 std::vector<Batch> Engine::blocks(Session& session, const std::int32_t* tokens, int count) const {
     std::vector<Batch> blocks;
-    for (int start = 0; start < count; start += work_.rows) {
-        const int rows = std::min(work_.rows, count - start);
+    const int most = std::min(work_.rows, session.longest_run());
+    for (int start = 0; start < count; start += most) {
+        const int rows = std::min(most, count - start);
         blocks.push_back({{{&session, 0, rows}}, {tokens + start, tokens + start + rows}, {}});
         for (int i = 0; i < rows; ++i) {
             blocks.back().positions.push_back(session.length() + start + i);
@@ -200,11 +217,13 @@ std::vector<std::vector<std::int32_t>> Engine::write(const std::vector<Writer*>&
                     batch.runs.clear();
                     batch.tokens.clear();
                     batch.positions.clear();
+                    batch.touched.clear();
                     for (Writer* const writer : active) {
                         if (writer->pending_ >= 0) {
                             batch.runs.push_back({&writer->session_, batch.rows(), 1});
                             batch.positions.push_back(writer->session_.length());
                             batch.tokens.push_back(writer->pending_);
+                            batch.touched.push_back(writer->note());
                         }
                     }
                 }

@@ -15,21 +15,35 @@
 
 namespace terse {
 
+// The choices of some tokens' sparse feed-forward layers, in the order of the layers.
+struct Touched {
+    std::size_t tokens;
+    std::size_t each;             // choices of a token
+    std::vector<Choice> choices;  // [tokens][each]
+};
+
 // A text that is being written.
 class Writer {
 public:
-    // `pieces`, the bytes of each token, is needed for stop strings alone. Both pointers must outlive the writer.
+    // `pieces`, the bytes of each token, is needed for stop strings alone. Both pointers must outlive the writer. With
+    // `trace`, the choices of each token that is read while the text is written are kept until they are taken.
     Writer(Session& session, const Sampling& sampling, int max_tokens, std::vector<std::int32_t> stop_ids,
-           std::vector<std::string> stops, const std::vector<std::string>& pieces);
+           std::vector<std::string> stops, const std::vector<std::string>& pieces, bool trace);
 
     Finish finish() const { return finish_; }
     void see(const std::int32_t* tokens, int count);
+
+    // What the tokens read since the last call have touched.
+    Touched take_touched();
 
 private:
     friend class Engine;
 
     // Draws a token from the session's logits and says whether it is the last.
     void draw();
+
+    // Where the choices of the next token that is read are noted; null: nowhere.
+    Choice* note();
 
     Session& session_;
     Sampler sampler_;
@@ -39,6 +53,8 @@ private:
     std::int32_t pending_ = -1;  // drawn but not read yet
     Finish finish_ = Finish::no;
     std::vector<std::int32_t> tokens_;  // drawn since the caller last took them
+    bool trace_;
+    Touched touched_;
 };
 
 class Engine {

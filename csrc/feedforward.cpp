@@ -1,6 +1,7 @@
 #include "feedforward.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <optional>
 #include <stdexcept>
@@ -114,6 +115,7 @@ public:
           choices_(choices),
           span_(span),
           scaled_(scaled),
+          first_choice_(builder.new_choices(groups)),
           units_(builder, name, groups * choices * span, size),
           bias_(builder.tensors.floats(name + ".bias", {size})),
           logits_(rank == 0 ? Dense(builder, name + ".controller.choose", size, choices, false)
@@ -164,6 +166,15 @@ private:
 
     int unit(int group, int choice, int i) const { return (group * choices_ + choice) * span_ + i; }
 
+    // Notes a chosen unit among a row's choices, if these are not null. Several workers may share a group's units.
+    void note(Choice* noted, int unit, bool active) const {
+        if (noted != nullptr) {
+            Choice& choice = noted[first_choice_ + unit / (choices_ * span_)];
+            std::atomic_ref(choice.index).store(unit / span_ % choices_, std::memory_order_relaxed);
+            std::atomic_ref(choice.active).fetch_add(active, std::memory_order_relaxed);
+        }
+    }
+
     // One row: each worker adds up its share of the chosen units, then all add the sums. While a unit is computed, the
     // next ones are on their way: first columns of the first matrix, then, of those that are active, rows of the second.
     void one(Context& context, const float* x, float* y) const {
@@ -184,10 +195,12 @@ private:
             chosen[i] = unit(group, choice, slot % span_);
             factors[i] = scale;
         }
+        Choice* const noted = context.batch.noted(0);
         int active = 0;
         for (int i = 0; i < count; ++i) {
             const char* const next = i + kSoon < count ? units_.up(chosen[i + kSoon]) : nullptr;
             const float value = units_.dot(chosen[i], x, next);
+            note(noted, chosen[i], !(value <= 0.0f));
             chosen[active] = chosen[i];
             factors[active] = value * factors[i];
             active += !(value <= 0.0f);  // without a branch, which would be guessed wrong half the time; NaN goes on
@@ -226,6 +239,7 @@ private:
                 const auto [choice, scale] = choose(context, row, group);
                 const int u = unit(group, choice, slot % span_);
                 const float value = units_.dot(u, x + index(row) * index(size_));
+                note(context.batch.noted(row), u, !(value <= 0.0f));
                 active[index(row) * index(slots) + index(slot)] = value <= 0.0f ? 0.0f : value * scale;
                 chosen[index(row) * index(slots) + index(slot)] = u;
             }
@@ -251,6 +265,7 @@ private:
 
     int size_, groups_, choices_, span_;
     bool scaled_;
+    int first_choice_;
     Units units_;
     const float* bias_;
     Dense logits_;

@@ -21,12 +21,18 @@ struct Builder {
     const Options& options;
     Dtype dtype;  // of the large matrices
     Sizes& sizes;
-    std::vector<std::size_t>& memories;  // of a session
+    SessionShape& shape;
 
     // A slot of `size` floats in every session's memory.
     int new_memory(std::size_t size) {
-        memories.push_back(size);
-        return static_cast<int>(memories.size()) - 1;
+        shape.memories.push_back(size);
+        return static_cast<int>(shape.memories.size()) - 1;
+    }
+
+    // The first of `groups` places among a token's choices.
+    int new_choices(int groups) {
+        shape.choices += groups;
+        return shape.choices - groups;
     }
 };
 

@@ -168,7 +168,7 @@ void HashedAttention::look(const Sorted& sorted, const KeyValues& keys, int chun
             std::copy_n(x + at_query[row] * stride, width_, rows.data() + row * width_);
         }
         MatmulTask task{};
-        task.weights = keys.keys(0) + index(begin) * index(width_);
+        task.weights = keys.keys(0, begin);
         task.x = rows.data();
         task.x_row = width_;
         task.inputs = width_;
@@ -189,7 +189,7 @@ void HashedAttention::look(const Sorted& sorted, const KeyValues& keys, int chun
             kernels().softmax(weights, count);
             logsumexp[at_query[row]] = largest - std::log(weights[place]);
         }
-        task.weights = keys.values(0) + index(begin) * kPanel;
+        task.weights = keys.values(0, begin);
         task.x = scores.data();
         task.x_row = task.y_row;
         task.inputs = count;

@@ -33,10 +33,11 @@ Model::Model(const Options& options, const Tensors& tensors)
     : hidden_size_(options.size("hidden_size")), max_positions_(options.size("max_position_embeddings")) {
     const std::string& kind = options.text("kind");
     const Dtype dtype = read_dtype(options.text("dtype"));
-    Builder builder{tensors, options, dtype, sizes_, shape_.memories};
+    Builder builder{tensors, options, dtype, sizes_, shape_};
     shape_.heads = options.size("num_attention_heads");
     shape_.head_dim = hidden_size_ / shape_.heads;
     shape_.vocab_size = options.size("vocab_size");
+    shape_.window = Pattern(options, "attention_pattern").window();
     const bool tied = options.text("head.kind") == "dense" && options.flag("head.tied");
     embedding_.emplace(options, tensors, dtype, tied ? std::sqrt(static_cast<float>(hidden_size_)) : 1.0f);
     if (options.text("position") == "rotary") {

@@ -6,13 +6,22 @@
 namespace terse {
 namespace {
 
+constexpr int kRun = 128;  // tokens that may always pass through the model together
+
 std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
+// Places for `positions` of which a window is kept. It moves once in a window's length: then it is copied.
+int places_of(const Window& window, int positions) {
+    const std::int64_t needed = 2 * window.length() + kRun + kPanel;
+    return window.limited() ? static_cast<int>(std::min<std::int64_t>(needed, positions)) : positions;
+}
 
 }  // namespace
 
 Session::Session(const SessionShape& shape, int capacity, bool poison, int source_length)
     : shape_(shape), capacity_(capacity), source_length_(source_length), logits_(index(shape.vocab_size), poison) {
-    const int places = capacity + (shape.source == SourceUse::prefix ? source_length : 0);
+    const int positions = capacity + (shape.source == SourceUse::prefix ? source_length : 0);
+    const int places = places_of(shape.window, positions);
     for (int layer = 0; layer < shape.layers; ++layer) {
         caches_.emplace_back(shape.heads, shape.head_dim, places, poison);
     }
@@ -43,6 +52,8 @@ Session::Session(const Session& other)
     std::copy_n(other.logits_.data(), logits_.size(), logits_.data());
 }
 
+int Session::longest_run() const { return shape_.window.limited() ? kRun : capacity_ + source_length_; }
+
 void Session::end_source() {
     has_source_ = true;
     prefix_ = shape_.source == SourceUse::prefix ? source_length_ : 0;
@@ -59,7 +70,8 @@ void Session::take(const Session& other, int shared) {
 }
 
 std::size_t Session::saved_size(int length) const {
-    std::size_t size = index(2 * shape_.layers * shape_.heads) * index(shape_.head_dim) * index(prefix_ + length);
+    const int kept = prefix_ + length - kept_from(length);
+    std::size_t size = index(2 * shape_.layers * shape_.heads) * index(shape_.head_dim) * index(kept);
     for (const std::size_t memory : shape_.memories) {
         size += memory;
     }
@@ -70,7 +82,7 @@ std::vector<float> Session::save() const {
     std::vector<float> saved;
     saved.reserve(saved_size(length_));
     for (const KeyValues& cache : caches_) {
-        cache.save(prefix_ + length_, saved);
+        cache.save(kept_from(length_), prefix_ + length_, saved);
     }
     for (const Buffer& memory : memories_) {
         saved.insert(saved.end(), memory.data(), memory.data() + memory.size());
@@ -90,7 +102,7 @@ void Session::restore(const float* saved, std::size_t size, int length) {
                                     std::to_string(saved_size(length)) + "; it was saved from another model");
     }
     for (KeyValues& cache : caches_) {
-        saved = cache.restore(saved, prefix_ + length);
+        saved = cache.restore(saved, kept_from(length), prefix_ + length);
     }
     for (Buffer& memory : memories_) {
         std::copy_n(saved, memory.size(), memory.data());

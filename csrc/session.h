@@ -22,14 +22,16 @@ enum class SourceUse {
     prefix,  // it stands before the text, in the same keys and values
 };
 
-// How much a model's sequences remember.
+// How much a model's sequences remember, and what there is to note about their tokens.
 struct SessionShape {
     int layers = 0;  // of attention to the sequence itself
     int heads = 0;
     int head_dim = 0;
     int vocab_size = 0;
     int crosses = 0;  // layers of attention to a source
+    Window window;    // of attention to the sequence itself: what lies before it is not kept
     SourceUse source = SourceUse::none;
+    int choices = 0;  // of a token, in all sparse feed-forward layers
     std::vector<std::size_t> memories;  // floats of each convolution's past frames and of each recurrent carry
 
     bool operator==(const SessionShape&) const = default;
@@ -65,6 +67,7 @@ public:
     const SessionShape& shape() const { return shape_; }
     int length() const { return length_; }  // tokens read, less those of a source
     int capacity() const { return capacity_; }
+    int longest_run() const;  // as many new tokens as may pass through the model together
 
     // Longest sequence that can be written, whose last token is not read. A source's text begins with a token that does
     // not count.
@@ -86,14 +89,15 @@ public:
     // both are the same.
     void take(const Session& other, int shared);
 
-    // All that it remembers but a source that cross-attention looks at: for each layer keys and values, as KeyValues
-    // saves them, then the memories, then the logits.
+    // All that it remembers but a source that cross-attention looks at: for each layer the keys and values of the panels
+    // that the next token sees, as KeyValues saves them, then the memories, then the logits.
     std::vector<float> save() const;
 
     // Takes what `save` gave, of as many tokens. Throws std::invalid_argument when it does not fit.
     void restore(const float* saved, std::size_t size, int length);
 
 private:
+    int kept_from(int length) const { return shape_.window.begin(prefix_ + length) / kPanel * kPanel; }
     std::size_t saved_size(int length) const;
 
     SessionShape shape_;

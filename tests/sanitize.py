@@ -15,6 +15,8 @@ FILES = (
     "test_beam.py",
     "test_engine.py",
     "test_engine_sources.py",
+    "test_engine_window.py",
+    "test_engine_trace.py",
     "test_native.py",
     "test_native_sampler.py",
     "test_chat.py",

@@ -20,6 +20,7 @@ from terseformer.accounting import (
     attention_cost,
     dense_cost,
     feed_forward_cost,
+    feed_forward_units,
     head_cost,
     local_convolution_cost,
     multiplicative_cost,
@@ -30,10 +31,12 @@ from terseformer.accounting import (
 )
 from terseformer.config import (
     AttentionPatternConfig,
+    BlockFeedForwardConfig,
     DenseFeedForwardConfig,
     DenseHeadConfig,
     DenseProjectionConfig,
     EncoderDecoderConfig,
+    FeedForwardConfig,
     LocalPatternConfig,
     LSHPatternConfig,
     MixedPatternConfig,
@@ -43,6 +46,8 @@ from terseformer.config import (
     SparseFeedForwardConfig,
     SparseProjectionConfig,
     SRUConfig,
+    SwitchFeedForwardConfig,
+    TerraformerConfig,
 )
 from terseformer.layers.feedforward import SparseFeedForward
 from terseformer.layers.projection import LocalConvolution, Multiplicative, MultiplicativeModular
@@ -380,6 +385,26 @@ def test_totals_and_units() -> None:
     assert far.bytes_per_token() == 4 * far.total.parameters_read == 2 * far.bytes_per_token(2)
     assert far.training_flops_per_token == 6 * far.total.training_macs
     assert far.parameters == near.parameters
+
+
+@pytest.mark.parametrize(
+    ("layer", "read"),
+    [
+        (DenseFeedForwardConfig(intermediate_size=35), 35),
+        (SparseFeedForwardConfig(intermediate_size=35, ff_block_size=5, controller_rank=7), 7),
+        (BlockFeedForwardConfig(intermediate_size=35, num_experts=7), 5),
+        (SwitchFeedForwardConfig(intermediate_size=35, num_experts=7), 5),
+    ],
+)
+def test_units_of_feed_forward_layers(layer: FeedForwardConfig, read: int) -> None:
+    """Of the decoder alone, at each block's own width."""
+    config = replace(VARIANTS["norm-rms_norm"], feed_forward=layer)
+    assert feed_forward_units(config) == (config.num_hidden_layers * read, config.num_hidden_layers * 35)
+    for other in ENCODER_DECODERS.values():
+        widths = [other.feed_forward.intermediate_size] * other.num_decoder_layers
+        if isinstance(other, TerraformerConfig):
+            widths = [block.feed_forward.intermediate_size for block in other.decoder_blocks]
+        assert feed_forward_units(other)[1] == sum(widths)
 
 
 def test_parts_stand_in_the_order_of_the_data_flow() -> None:

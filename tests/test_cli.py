@@ -21,7 +21,18 @@ from terseformer.generation import generate
 from terseformer.sampling import SamplingConfig
 
 VERBS = (
-    *("bench", "chat", "convert", "data", "demo", "evaluate", "generate", "info", "pack", "report", "summarize"),
+    "bench",
+    "chat",
+    "convert",
+    "data",
+    "demo",
+    "evaluate",
+    "generate",
+    "info",
+    "pack",
+    "report",
+    "serve",
+    "summarize",
     "train",
 )
 
@@ -83,6 +94,7 @@ def test_help_shows_each_verb(args, terse):
         ("generate", ["--temperature", "--top-p", "--stop", "--seed", "--num-beams", "--no-repeat-ngram-size"]),
         ("info", ["--context"]),
         ("report", ["--out", "--no-speed"]),
+        ("serve", ["--host", "--port", "--api-key", "--max-queue", "--cache-memory", "--dtype"]),
         ("train", ["--out", "--resume", "--quiet", "--train.steps", "--model.feed-forward.kind"]),
     ],
 )

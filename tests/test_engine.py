@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.testing import assert_close
 
-from engines import TOLERANCE, check_logits, draw_tokens, make_engine, pack_model
+from engines import OTHER_ISAS, TOLERANCE, check_logits, check_parity_on, draw_tokens, make_engine, pack_model
 from quantised import rounded
 from runs import DENSE, SPARSE
 from terseformer import generation, native
@@ -59,12 +58,9 @@ def test_parity_of_logits(name: str, dtype: Dtype, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", [isa for isa in native.supported_isas() if isa != native.isa()])
+@pytest.mark.parametrize("isa", OTHER_ISAS)
 def test_parity_on_the_other_instruction_sets(isa: str) -> None:
-    """The instruction set is chosen once in a process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "parity and not other"]
-    done = subprocess.run(command, env={**os.environ, "TERSE_ISA": isa}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    check_parity_on(isa, __file__)
 
 
 def wide(config: ModelConfig) -> ModelConfig:
@@ -185,10 +181,42 @@ def test_forks_and_saved_sessions_remember_everything(name: str, tmp_path: Path)
     session = engine.new_session()
     engine.read(session, tokens[:6])
     session.save(tmp_path / "session")
-    for copy in (session.fork(), engine.load_session(tmp_path / "session")):
+    for copy in (session.fork(), engine.load_session(tmp_path / "session"), engine.restore(session.snapshot(), 11)):
         assert_close(engine.logits(tokens[6:], copy), expected, **TOLERANCE)
         assert copy.length == 11
     assert session.length == 6
+
+
+def test_a_sampler_draws_what_a_writer_does(speaker) -> None:
+    _, engine = speaker
+    sampling = SamplingConfig(max_new_tokens=12, top_p=0.9, repetition_penalty=1.3, no_repeat_ngram_size=3)
+    prompt = [5, 6, 7, 5, 6]
+    (expected,) = engine.write([engine.start(engine.new_session(), prompt, sampling, 3)])
+    session = engine.new_session()
+    engine.read(session, prompt)
+    sampler, drawn = engine.sampler(session, sampling, 3), []
+    while len(drawn) < len(expected):
+        token = sampler.next(session.logits)
+        sampler.see(token)
+        engine.read(session, [token])
+        drawn.append(token)
+    assert drawn == expected
+    session.tokens[0] = 1 << 30
+    with pytest.raises(GenerationError, match="the token 1073741824"):
+        engine.sampler(session, sampling, 3)
+
+
+def test_a_snapshot_leaves_out_what_was_drawn_and_not_read(speaker) -> None:
+    _, engine = speaker
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=9)
+    session = engine.new_session()
+    writer = engine.start(session, [5, 6, 7], greedy)
+    session.tokens += engine.write([writer], steps=4)[0]
+    snapshot = session.snapshot()
+    assert snapshot.tokens == tuple(session.tokens[:6])
+    restored = engine.restore(snapshot)
+    rest = engine.write([engine.start(restored, session.tokens[6:], greedy)], steps=5)[0]
+    assert rest == engine.write([writer])[0]
 
 
 def test_engines_share_weights_and_threads_share_an_engine(speaker) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.testing import assert_close
 
-from engines import TOLERANCE, check_logits, draw_tokens, make_engine, pack_model
+from engines import OTHER_ISAS, TOLERANCE, check_logits, check_parity_on, draw_tokens, make_engine, pack_model
 from quantised import rounded
 from runs import DENSE
 from terseformer import generation, native
@@ -62,12 +59,9 @@ def test_parity_of_logits(name: str, dtype: Dtype, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", [isa for isa in native.supported_isas() if isa != native.isa()])
+@pytest.mark.parametrize("isa", OTHER_ISAS)
 def test_parity_on_the_other_instruction_sets(isa: str) -> None:
-    """The instruction set is chosen once in a process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "parity and not other"]
-    done = subprocess.run(command, env={**os.environ, "TERSE_ISA": isa}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    check_parity_on(isa, __file__)
 
 
 @pytest.mark.parametrize("name", DISTINCT_ENCODER_DECODERS)

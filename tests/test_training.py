@@ -245,6 +245,21 @@ def test_it_is_plain_training_of_an_encoder_decoder(model, objective, text, tmp_
     assert train_losses(tmp_path) == pytest.approx(losses, rel=1e-4)
 
 
+def test_kept_activations_change_nothing_but_memory(text, tmp_path):
+    """With dropout and sampled controllers: the losses are the same, and autograd holds more."""
+    held = {}
+    for keeps in (False, True):
+        recipe = make_recipe(text, SPARSE_TERRAFORMER, keep_activations=keeps)
+        train(recipe, tmp_path / str(keeps), quiet=True)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, to=sizes: (to.append(x.numel()), x)[1], lambda x: x):
+            trainer = make_trainer(recipe, tmp_path / f"{keeps}-fresh")
+            trainer.model(torch.ones(1, 12, dtype=torch.long), torch.ones(1, 12, dtype=torch.long))
+        held[keeps] = sum(sizes)
+    assert train_losses(tmp_path / "True") == pytest.approx(train_losses(tmp_path / "False"), rel=1e-5)
+    assert held[False] < held[True] / 2
+
+
 def test_evaluation_does_not_disturb_training(text, tmp_path):
     for every in (0, 2):
         train(make_recipe(text, evaluate_every=every), tmp_path / str(every), quiet=True)

@@ -359,6 +359,30 @@ def _chosen_units_cost(size: int, width: int, num_choices: int) -> Cost:
     return _weights(stored + size, chosen, read=chosen + size, training_macs=stored)
 
 
+def feed_forward_units(config: c.ModelConfig | c.EncoderDecoderConfig) -> tuple[int, int]:
+    """Units of all feed-forward layers of the decoder: those that are read to decode one token, and all of them."""
+    if isinstance(config, c.TerraformerConfig):
+        layers = [block.feed_forward for block in config.decoder_blocks]
+    else:
+        blocks = config.num_hidden_layers if isinstance(config, c.ModelConfig) else config.num_decoder_layers
+        layers = [config.feed_forward] * blocks
+    return (
+        sum(layer.intermediate_size // _num_choices(layer) for layer in layers),
+        sum(layer.intermediate_size for layer in layers),
+    )
+
+
+def _num_choices(config: c.FeedForwardConfig) -> int:
+    """Units of which a token uses one."""
+    match config:
+        case c.DenseFeedForwardConfig():
+            return 1
+        case c.SparseFeedForwardConfig():
+            return config.ff_block_size
+        case c.BlockFeedForwardConfig() | c.SwitchFeedForwardConfig():
+            return config.num_experts
+
+
 def recurrent_cost(config: c.SRUConfig, size: int) -> Cost:
     """The branch of simple recurrent units, without its norm."""
     if config.num_layers == 0:

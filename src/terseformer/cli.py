@@ -35,6 +35,7 @@ terse: Scaling Transformers, trained beside their dense twins and decoded on CPU
   terse evaluate runs/small-1m --files my-text.txt    of other text
   terse generate runs/small-1m "In the beginning"     write; --temperature 0 takes the likeliest token each time
   terse chat runs/small-1m                            write on, line by line
+  terse serve runs/small-1m                           answer OpenAI's clients at http://127.0.0.1:8000/v1
   terse summarize runs/summarize-short text.txt       a line for a text, by an encoder-decoder
   terse pack runs/small-1m --dtype int8               make the file that decoding maps into memory
   terse convert --from trax model.json model.weights.npy.gz models/converted
@@ -76,6 +77,7 @@ def main() -> None:
         "info": _info,
         "pack": _pack,
         "report": _report,
+        "serve": _serve,
         "summarize": _summarize,
         "train": _train,
     }
@@ -341,6 +343,63 @@ def _pack(args: Sequence[str]) -> None:
     _call("pack", pack, args)
 
 
+def _serve(args: Sequence[str]) -> None:
+    from terseformer.serve.limits import Limits
+
+    def serve(
+        checkpoints: tuple[str, ...],
+        /,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        api_key: tuple[str, ...] = (),
+        limits: Limits = Limits(),  # noqa: B008
+        cache_memory: int = 1024,
+        cache_disk: int = 4096,
+        cache_folder: Path | None = None,
+        dtype: Literal["f32", "bf16", "int8"] = "f32",
+        threads: int = 0,
+    ) -> None:
+        """Answers OpenAI's clients: texts, conversations, log-probabilities, JSON by a schema; /docs shows all.
+
+        Args:
+            checkpoints: a checkpoint's or a run's folder each, whose name is the model's, or NAME=FOLDER.
+            host: the address to listen at; 0.0.0.0: all of this machine's.
+            port: 0 takes any that is free.
+            api_key: a request must have one of these; without any, all are answered. TERSE_API_KEY is another.
+            limits: how much is taken on.
+            cache_memory: megabytes of the prefix cache in memory; 0: no prefix cache.
+            cache_disk: megabytes of the prefix cache on disk; 0: none.
+            cache_folder: where it lies; without one, in the folder for fetched files.
+            dtype: of the engines' weights.
+            threads: of each engine; 0: the physical cores, or TERSE_THREADS.
+        """
+        if not checkpoints:
+            raise UserError("terse serve needs a checkpoint's or a run's folder, such as: terse serve runs/small-1m")
+        try:
+            from terseformer.serve.main import serve
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("terseformer"):
+                raise
+            raise UserError(
+                f"terse serve needs the package {error.name}; install the extra: pip install 'terseformer[serve]'"
+            ) from None
+        keys = (*api_key, *filter(None, [os.environ.get("TERSE_API_KEY")]))
+        serve(
+            checkpoints,
+            limits,
+            host=host,
+            port=port,
+            dtype=dtype,
+            threads=threads or None,
+            keys=keys,
+            cache_memory=cache_memory,
+            cache_disk=cache_disk,
+            cache_folder=cache_folder,
+        )
+
+    _call("serve", serve, args)
+
+
 def _convert(args: Sequence[str]) -> None:
     import tyro
 
@@ -406,6 +465,7 @@ def _bench(args: Sequence[str]) -> None:
                 "800m",
                 "0.8b",
                 "tiny",
+                "summarize",
                 "terraformer",
                 "sources",
                 "17b",
@@ -424,8 +484,9 @@ def _bench(args: Sequence[str]) -> None:
 
         Args:
             groups: without any, all: the paper's 800M rows, types of numbers and other libraries at 0.8B, the overhead
-                of a token, encoder-decoders of 800M, the time to read long sources, one block of the paper's 17B rows
-                and encoder-decoders, and the whole sparse 17B models. All keep some 90 GB in the cache.
+                of a token, the small summarisers, encoder-decoders of 800M, the time to read long sources, one block
+                of the paper's 17B rows and encoder-decoders, and the whole sparse 17B models. All keep some 90 GB in
+                the cache.
             repetitions: rounds in which all models of a group take their turn.
             threads: 0: the physical cores, or TERSE_THREADS.
             plot: an image to write, .svg or .png.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from tokenizers import Tokenizer
 
 from terseformer import native, tensorfile
@@ -30,7 +31,17 @@ MAX_RUNS = 8
 """Texts that are written together."""
 _STREAM_SECONDS = 0.02
 _FOREVER = 1 << 30
-_SESSION_FORMAT = "terseformer-session-2"
+SESSION_FORMAT = "terseformer-session-3"
+"""Changes with what sessions remember."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a session without a source remembers, in as few numbers as its tokens need."""
+
+    tokens: tuple[int, ...]
+    """Those that were read."""
+    state: Float32[np.ndarray, " N"]
 
 
 class Session:
@@ -70,6 +81,10 @@ class Session:
         """A copy that goes its own way: several texts from one prompt that was read once."""
         return Session(self._state.fork(), self.tokens, self.source)
 
+    def snapshot(self) -> Snapshot:
+        """What was read so far, for `Engine.restore`; a token that was drawn last and not read is not part of it."""
+        return Snapshot(tuple(self.tokens[: self.length]), self._state.save())
+
     def save(self, path: Path | str) -> None:
         """Writes the session to a file, to go on from it later with the same model.
 
@@ -82,8 +97,19 @@ class Session:
         for name, values in arrays.items():
             array = np.array(values, np.float32)  # ids below 2^24 are exact
             tensors.append((name, Declared("F32", array.shape), lambda array=array: array))
-        metadata = {"format": _SESSION_FORMAT, "capacity": str(self.capacity), "length": str(self.length)}
+        metadata = {"format": SESSION_FORMAT, "capacity": str(self.capacity), "length": str(self.length)}
         tensorfile.write(Path(path), tensors, metadata)
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Which units of the decoder's L feed-forward layers T tokens touched; G is 0 where a dense layer is read whole."""
+
+    chosen: Int32[np.ndarray, "T L G"]
+    """Which of its N units each block's controller chose; of a block or switch layer, whose G is 1, which expert."""
+    active: Int32[np.ndarray, "T L G"]
+    """How many units of the choice the ReLU let through: 0 or 1, of an expert up to all; the other units' rows of the
+    second matrix were not read."""
 
 
 class Engine:
@@ -137,6 +163,16 @@ class Engine:
         return cls(load_packed(pack(path, dtype)), load_tokenizer(path / "tokenizer.json"), threads)
 
     @property
+    def token_bytes(self) -> list[bytes] | None:
+        """The bytes that each token adds to a text, special ones none; None where they depend on the tokens around."""
+        return self._token_bytes
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The token that ends a text, or none."""
+        return self._stop_ids
+
+    @property
     def isa(self) -> str:
         """The instruction set that the kernels use."""
         return native.isa()
@@ -173,7 +209,7 @@ class Engine:
         path = Path(path)
         file = tensorfile.read(path)
         try:
-            if file.metadata["format"] != _SESSION_FORMAT:
+            if file.metadata["format"] != SESSION_FORMAT:
                 raise ValueError("it has another format")
             tokens, source = (file.arrays[name].astype(np.int64).tolist() for name in ("tokens", "source"))
             session = self.new_session(int(file.metadata["capacity"]), source or None)
@@ -181,6 +217,24 @@ class Engine:
         except (ValueError, KeyError, TypeError) as error:
             raise TensorFileError(f"{path} is no session of this model: {error}") from None
         session.tokens = tokens
+        return session
+
+    def restore(self, snapshot: Snapshot, capacity: int | None = None) -> Session:
+        """A session that goes on from a snapshot.
+
+        Args:
+            snapshot: of a session of this model.
+            capacity: longest sequence that fits, in tokens; default `max_position_embeddings`.
+
+        Raises:
+            GenerationError: it is another model's, or does not fit.
+        """
+        session = self.new_session(capacity)
+        try:
+            session._state.restore(snapshot.state, len(snapshot.tokens))
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
+        session.tokens = list(snapshot.tokens)
         return session
 
     def read(self, session: Session, tokens: Sequence[int]) -> None:
@@ -215,7 +269,13 @@ class Engine:
         return out
 
     def start(
-        self, session: Session, prompt: Sequence[int], sampling: SamplingConfig, seed: int | None = None
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        seed: int | None = None,
+        *,
+        trace: bool = False,
     ) -> native.Writer:
         """Reads a prompt after what the session has read; gives what `write` goes on with.
 
@@ -225,6 +285,7 @@ class Engine:
             sampling: how the text is drawn, without beams. Where the tokens' bytes are not known, its stop strings are
                 the caller's.
             seed: in place of `sampling.seed`.
+            trace: keep for `touched` what the tokens touch.
 
         Raises:
             GenerationError: a token is unknown, or there is no room for another.
@@ -237,12 +298,27 @@ class Engine:
             self._stop_ids,
             [stop.encode() for stop in sampling.stop] if self._token_bytes else [],
             self._pieces,
+            trace,
         )
         try:
             writer.see(_ids(_text(session)))
         except ValueError as error:
             raise GenerationError(str(error)) from None
         return writer
+
+    def sampler(self, session: Session, sampling: SamplingConfig, seed: int) -> native.Sampler:
+        """What draws tokens after those of a session as a writer would, for a caller who changes the logits before.
+
+        Raises:
+            GenerationError: the session has a token that is unknown.
+        """
+        sampler = native.Sampler(self._sampling(sampling, seed), self.config.vocab_size)
+        try:
+            for token in _text(session):
+                sampler.see(token)
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
+        return sampler
 
     def search(self, session: Session, prompt: Sequence[int], sampling: SamplingConfig) -> tuple[list[int], str]:
         """Reads a prompt after what the session has read; gives the likeliest text that beams find, and why it ends.
@@ -270,7 +346,7 @@ class Engine:
             max_tokens=min(sampling.max_new_tokens, room),
         )
         tokens, finish = self._engine.search(session._state, search, _text(session), self._stop_ids)
-        _reason(finish, sampling)  # or an error
+        finish_reason(finish, sampling)  # or an error
         session.tokens += tokens
         return tokens, finish
 
@@ -303,6 +379,22 @@ class Engine:
             ValueError: there are too many, two share a session, or a session is of another model.
         """
         return self._engine.write(writers, _FOREVER if steps is None else steps, min(seconds, _FOREVER))
+
+    def touched(self, writer: native.Writer) -> Touched:
+        """What the tokens that were read since the last call have touched; none, unless the writer keeps a trace.
+
+        A token is read when the next one is written, so that the last one of a text never is. Until they are taken,
+        8 bytes are kept for each block of each token.
+
+        Raises:
+            ValueError: the writer is writing, in another thread.
+        """
+        config = self.config
+        layers = config.num_hidden_layers if isinstance(config, ModelConfig) else config.num_decoder_layers
+        touched = writer.take_touched()
+        tokens, choices, _ = touched.shape
+        chosen, active = np.moveaxis(touched.reshape(tokens, layers, choices // layers, 2), -1, 0)
+        return Touched(chosen, active)
 
     def generate(
         self,
@@ -416,8 +508,12 @@ def _text(session: Session) -> list[int]:
     return session.tokens[1:] if session.source else session.tokens
 
 
-def _reason(finish: str, sampling: SamplingConfig) -> FinishReason | None:
-    """Why a text has come to its end, if it has."""
+def finish_reason(finish: str, sampling: SamplingConfig) -> FinishReason | None:
+    """Why a text has come to its end, if it has: what a writer's `finish` says.
+
+    Raises:
+        GenerationError: it cannot go on, because the logits are not finite or every token would repeat an n-gram.
+    """
     if finish == "not_finite":
         raise GenerationError(
             "the model gives no usable logits: some are NaN or the largest is infinite; its weights are damaged or its "
@@ -437,7 +533,7 @@ def _whole(text: TextWriter, piece: str) -> Generator[str, None, Generation]:
 
 def _push(text: TextWriter, tokens: Sequence[int], finish: str, sampling: SamplingConfig) -> str:
     """The text that has become certain with some tokens; `finish` is the reason if the last one is the last of all."""
-    reason = _reason(finish, sampling)
+    reason = finish_reason(finish, sampling)
     pieces = []
     for i, token in enumerate(tokens, 1):
         pieces.append(text.push(token, reason if i == len(tokens) else None))

@@ -246,7 +246,7 @@ def _summarizers() -> Iterator[tuple[str, Seq2SeqConfig | TerraformerConfig]]:
         num_decoder_layers=3,
         max_position_embeddings=16384,
         position="sinusoidal",
-        num_attention_layers=1,
+        num_attention_layers=2,  # as many as self- and cross-attention of the others together; the original's default
         sru=SRUConfig(num_layers=1, size=32),
         head=DenseHeadConfig(tied=True),
         **sparse,

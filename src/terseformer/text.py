@@ -66,6 +66,19 @@ def source_ids(tokenizer: Tokenizer, text: str, pad_token_id: int) -> list[int]:
     return ids + [end for end in end_of_text_ids(tokenizer) if end != pad_token_id]
 
 
+def prompt_ids(tokenizer: Tokenizer, text: str, pad_token_id: int | None = None) -> list[int]:
+    """A text as a model reads it: a prompt, which starts from the end-of-text token if it is empty, or a source.
+
+    Args:
+        tokenizer: the model's.
+        text: the prompt or source.
+        pad_token_id: of an encoder-decoder, which makes it a source.
+    """
+    if pad_token_id is not None:
+        return source_ids(tokenizer, text, pad_token_id)
+    return tokenizer.encode(text, add_special_tokens=False).ids or end_of_text_ids(tokenizer)
+
+
 def check_source(source: Sequence[int], limit: int, vocab_size: int) -> None:
     """Raises GenerationError where a source is empty, has more than `limit` tokens or one that the model lacks."""
     if not source:
@@ -93,18 +106,19 @@ class TextWriter:
 
     Args:
         tokenizer: of both.
-        prompt: the text that is read.
+        prompt: the text that is read, or its tokens.
         stops: strings before which the new text ends.
         pad_token_id: of an encoder-decoder, which makes the prompt a source.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: str, stops: Sequence[str], pad_token_id: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        prompt: str | Sequence[int],
+        stops: Sequence[str],
+        pad_token_id: int | None = None,
     ) -> None:
-        if pad_token_id is None:
-            self.prompt = tokenizer.encode(prompt, add_special_tokens=False).ids or end_of_text_ids(tokenizer)
-        else:
-            self.prompt = source_ids(tokenizer, prompt, pad_token_id)
+        self.prompt = prompt_ids(tokenizer, prompt, pad_token_id) if isinstance(prompt, str) else list(prompt)
         self.finish_reason: FinishReason | None = None
         self._token_ids: list[int] = []
         self._text = ""

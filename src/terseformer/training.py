@@ -30,6 +30,7 @@ from terseformer.errors import UserError
 from terseformer.evaluation import Evaluation
 from terseformer.generation import generate
 from terseformer.layers.feedforward import SparseFeedForward
+from terseformer.layers.reversible import ReversibleStack
 from terseformer.models import make_model
 from terseformer.objectives import Loss, Part, make_objective
 from terseformer.optim import learning_rate, make_optimizer, set_learning_rate
@@ -73,6 +74,9 @@ class Trainer:
         self.model = make_model(recipe.model).to(accelerator.device)
         self.optimizer = make_optimizer(self.model, recipe.train)
         self._loss: nn.Module = Loss(self.model)
+        for module in self.model.modules():
+            if isinstance(module, ReversibleStack):
+                module.keeps_activations = recipe.train.keep_activations
         self._controlled = [
             (layer, layer.quant_prob)
             for layer in self.model.modules()

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from terseformer import native
-from terseformer.accounting import account
 from terseformer.bench import decode, floors, parity, show, sources
-from terseformer.bench.models import RandomWeights, bytes_read, random_model
+from terseformer.bench.models import RandomWeights, random_model
 from terseformer.bench.timing import in_turn, measured_in_turn, spread
 from terseformer.engine import Engine
 from terseformer.presets import preset
@@ -35,27 +34,6 @@ def test_random_models_are_whole_and_used_again(name: str, tmp_path: Path) -> No
     first = path.stat().st_mtime_ns
     random_model(config, "int8", tmp_path)
     assert path.stat().st_mtime_ns == first
-
-
-def test_bytes_read_are_those_of_the_accounting_but_for_padding() -> None:
-    for name in ("small-1m-dense", "small-1m-ff64", "small-1m-ff-qkv-loss"):
-        config = preset(name)
-        expected = account(config).bytes_per_token(4)
-        assert expected <= bytes_read(config, "f32", 0) <= 1.02 * expected
-        assert bytes_read(config, "int8", 0) < 0.35 * expected
-        cache = 2 * 4 * config.hidden_size * config.num_hidden_layers * 10
-        assert bytes_read(config, "f32", 10) - bytes_read(config, "f32", 0) == cache
-
-
-@pytest.mark.parametrize("kind", ["dense", "scaling", "terraformer"])
-def test_a_source_is_not_read_again_for_each_token(kind: str) -> None:
-    config = preset(f"summarize-1m-{kind}")
-    expected = account(config).bytes_per_token(4) + 4 * config.hidden_size  # and the position, which is a table here
-    assert expected <= bytes_read(config, "f32", 0) <= 1.02 * expected
-    cache = 2 * 4 * config.hidden_size * 3 * 10  # of three blocks
-    assert bytes_read(config, "f32", 10) - bytes_read(config, "f32", 0) == cache
-    crosses = bytes_read(config, "f32", 0, num_source=10) - bytes_read(config, "f32", 0)
-    assert crosses == (0 if kind == "terraformer" else cache)
 
 
 def test_random_weights_are_the_same_each_time() -> None:
@@ -132,9 +110,12 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for module in (decode, sources):
         monkeypatch.setattr(module, "preset", lambda name: preset(f"summarize-1m-{small.get(name, 'terraformer')}"))
     monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(8, 5000)))
-    result = decode.bench(("terraformer", "sources", "terraformer-17b", "terraformer-17b-whole"), 2, 1, tmp_path)
+    groups = ("summarize", "terraformer", "sources", "terraformer-17b", "terraformer-17b-whole")
+    result = decode.bench(groups, 2, 1, tmp_path)
     show(result)
-    out = capsys.readouterr().out
+    out, progress = capsys.readouterr()
+    assert progress.splitlines()[0].startswith("summarize dense: ")
+    assert len(progress.splitlines()) == len(result["rows"])
     assert "a source of 5,000 tokens, local attention" in out
     assert [(reading["pattern"], reading["tokens"]) for reading in result["sources"]] == [
         ("local", 8),
@@ -144,6 +125,9 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         ("exact", 8),
     ]
     assert [row["name"] for row in result["rows"]] == [
+        "dense",
+        "scaling",
+        "terraformer",
         "seq2seq-800m-dense",
         "seq2seq-800m-ff-qkv-loss",
         "terraformer-800m",
@@ -157,6 +141,14 @@ def test_encoder_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         "terraformer-800m_vs_dense_f32",
         "terraformer-17b_block_vs_dense_f32",
     } <= set(result["ratios"])
+
+
+def test_sources_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "preset", lambda name: preset("summarize-1m-terraformer"))
+    monkeypatch.setattr(decode, "read_sources", lambda *args: sources.read_sources(*args, lengths=(200,)))
+    result = decode.bench(("sources",), 1, 1, tmp_path)
+    assert (result["rows"], len(result["sources"])) == ([], 3)
+    assert result["floors"]["read_bytes_per_second"] > 0
 
 
 def test_tuning_remembers_the_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

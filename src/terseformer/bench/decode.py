@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -29,7 +30,16 @@ from terseformer.presets import language_model_preset, preset
 from terseformer.threads import default_threads, remember
 
 Group = Literal[
-    "800m", "0.8b", "tiny", "terraformer", "sources", "17b", "terraformer-17b", "17b-whole", "terraformer-17b-whole"
+    "800m",
+    "0.8b",
+    "tiny",
+    "summarize",
+    "terraformer",
+    "sources",
+    "17b",
+    "terraformer-17b",
+    "17b-whole",
+    "terraformer-17b-whole",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)  # the largest last: they displace the others
 
@@ -84,9 +94,9 @@ def bench(
 
     Args:
         groups: of `800m`, the paper's 800M rows as decoders; `17b`, one block of its 17B rows; `17b-whole`, the sparse
-            17B model; `0.8b`, our types of numbers and other libraries; `tiny`, the overhead of a token; `terraformer`,
-            the 800M encoder-decoders; `terraformer-17b`, a block of each side of the 17B ones, and `-whole`, all of the
-            Terraformer; `sources`, the time to read a source.
+            17B model; `0.8b`, our types of numbers and other libraries; `tiny`, the overhead of a token; `summarize`,
+            the small summarisers; `terraformer`, the 800M encoder-decoders; `terraformer-17b`, a block of each side of
+            the 17B ones, and `-whole`, all of the Terraformer; `sources`, the time to read a source.
         repetitions: rounds.
         threads: 0: the physical cores, or TERSE_THREADS.
         folder: where models of random weights are kept; default: in the cache.
@@ -101,10 +111,14 @@ def bench(
     folder = folder or default_cache() / "bench"
     check_parity(threads)
     meter = FloorMeter(threads, (8192, 73728))
+    meter()  # reading sources does not need the floors, but the result has them
     rows: list[Row] = []
     for group in groups:
         if group != "sources":
             rows += _GROUPS[group](threads, folder, repetitions, meter)
+            for row in rows:
+                if row.group == group:
+                    print(f"{group} {row.name}: {row.milliseconds:.3f} ms a token", file=sys.stderr, flush=True)
     return {
         "machine": {
             "processor": processor(),
@@ -179,6 +193,13 @@ def _encoder_decoder(name: str, **changes: Any) -> EncoderDecoderConfig:
     return replace(config, **changes)
 
 
+def _summarize(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
+    names = ("dense", "scaling", "terraformer")
+    presets = {name: _encoder_decoder(f"summarize-1m-{name}", max_position_embeddings=512) for name in names}
+    runs = {name: _decoder(config, "f32", threads, folder) for name, config in presets.items()}
+    return measure("summarize", dict(runs), 5 * repetitions, meter)
+
+
 def _terraformer(threads: int, folder: Path, repetitions: int, meter: FloorMeter) -> list[Row]:
     names = ("seq2seq-800m-dense", "seq2seq-800m-ff-qkv-loss", "terraformer-800m")
     runs = {
@@ -241,6 +262,7 @@ _GROUPS = {
     "800m": _800m,
     "0.8b": _08b,
     "tiny": _tiny,
+    "summarize": _summarize,
     "terraformer": _terraformer,
     "17b": _17b,
     "terraformer-17b": _terraformer_17b,

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 
 from terseformer.accounting import account
 from terseformer.bench.floors import FloorMeter, Floors
-from terseformer.bench.models import bytes_read, multiply_adds
+from terseformer.bench.models import multiply_adds
 from terseformer.bench.timing import measured_in_turn, spread
 from terseformer.config import ModelConfig, Seq2SeqConfig
 from terseformer.engine import Engine
 from terseformer.pack import Packed
 from terseformer.sampling import SamplingConfig
+from terseformer.traffic import bytes_read
 
 SOURCE = 16
 WARM_UP = 4

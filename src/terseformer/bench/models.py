@@ -1,4 +1,4 @@
-"""Packed models with random weights, for timing alone, and what decoding a token must read and multiply."""
+"""Packed models with random weights, for timing alone, and what decoding a token must multiply."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from terseformer import config as c
 from terseformer.accounting import account
 from terseformer.configfile import to_dict
 from terseformer.layout import AnyConfig, Array, Dtype, declare
 from terseformer.pack import FORMAT, Packed, load_packed, write_packed
 
 _BLOCK = 1 << 20
-_OF_A_SOURCE = (".cross.projection.key.", ".cross.projection.value.")
-"""Beside the encoder, what is read once for a source."""
 
 
 class RandomWeights(Mapping[str, Array]):
@@ -59,29 +56,6 @@ def random_model(config: AnyConfig, dtype: Dtype, folder: Path) -> Packed:
         shapes = {name: shape for entry in declare(config, dtype) for name, shape in entry.sources.items()}
         write_packed(path, config, dtype, RandomWeights(shapes))
     return load_packed(path)
-
-
-def bytes_read(config: AnyConfig, dtype: Dtype, context: int, num_source: int = 0) -> int:
-    """Bytes of weights, keys and values that decoding one token must read; `num_source` is cross-attention's."""
-    feed_forward = config.feed_forward
-    match feed_forward:
-        case c.SparseFeedForwardConfig(ff_block_size=choices):
-            share = 1 / choices
-        case c.BlockFeedForwardConfig(num_experts=choices) | c.SwitchFeedForwardConfig(num_experts=choices):
-            share = 1 / choices
-        case _:
-            share = 1.0
-    total = 0.0
-    for entry in declare(config, dtype):
-        if entry.name.startswith("encoder") or any(part in entry.name for part in _OF_A_SOURCE):
-            continue
-        num_bytes = entry.declared.num_bytes
-        if entry.name.startswith(("embedding.", "position.")):
-            num_bytes /= entry.declared.shape[0]
-        elif entry.name.endswith(".units"):
-            num_bytes *= share
-        total += num_bytes
-    return round(total) + account(config, context, num_source).cache_bytes_per_token(4)
 
 
 def multiply_adds(config: AnyConfig, context: int, num_source: int = 0) -> int:

@@ -89,6 +89,8 @@ class TrainConfig:
     """If given, quant_prob moves from the model's value to this one, linearly over the run."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the matrix products; weights and optimiser state stay in fp32."""
+    keep_activations: bool = False
+    """Let a reversible model keep its activations, as others do: faster than computing them again, with more memory."""
     compile: bool = False
     """Compile the model with torch.compile."""
     seed: int = 0

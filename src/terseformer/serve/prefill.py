@@ -1,0 +1,80 @@
+"""Reading a prompt, a piece at a time, from where the prefix cache knows it."""
+
+from __future__ import annotations
+
+from terseformer.engine import MAX_ROWS, Session
+from terseformer.serve.cache import PrefixCache
+from terseformer.serve.delivery import Token
+from terseformer.serve.job import Job, Prompt
+from terseformer.serve.models import ServedModel
+from terseformer.serve.scores import score
+
+
+class Prefill:
+    """Reads one prompt into a session, between the steps of other texts.
+
+    Args:
+        model: reads it.
+        cache: where it looks, and leaves snapshots; None: nowhere.
+        job: what it is for.
+        prompt: what is read.
+    """
+
+    def __init__(self, model: ServedModel, cache: PrefixCache | None, job: Job, prompt: Prompt) -> None:
+        self._model, self._job, self._prompt = model, job, prompt
+        # A source cannot be cut; and a prompt that is scored must be read whole.
+        self._cache = cache if model.pad_token_id is None else None
+        self._find = not job.scored
+        self._session: Session | None = None
+        self._places: list[int] = []
+
+    def step(self) -> bool:
+        """Reads the next piece; whether all has been read, into the prompt's session then.
+
+        Raises:
+            GenerationError: the prompt does not fit the model.
+        """
+        if self._session is None:
+            self._session = self._begin()
+        session, tokens = self._session, self._prompt.tokens
+        if self._model.pad_token_id is None and session.length < len(tokens):
+            self._read(session, min(self._places[0], session.length + MAX_ROWS))
+            if session.length == self._places[0]:
+                self._places.pop(0)
+                if self._cache:
+                    self._cache.remember(self._model.fingerprint, session)
+            if session.length < len(tokens):
+                return False
+        self._prompt.session = session
+        return True
+
+    def _begin(self) -> Session:
+        """A session with room for the text, which has read what the cache knows, or a source."""
+        engine, prompt, context = self._model.engine, self._prompt, self._model.context
+        if self._model.pad_token_id is not None:
+            session = engine.new_session(min(context, max(1, self._job.max_tokens)), prompt.tokens)
+            engine.read(session, [self._model.pad_token_id])
+            return session
+        capacity = min(context, len(prompt.tokens) + self._job.max_tokens)
+        parting, snapshot = 0, None
+        if self._cache:
+            parting = self._cache.parting(self._model.fingerprint, prompt.tokens)
+            snapshot = self._cache.find(self._model.fingerprint, prompt.tokens) if self._find else None
+        session = engine.restore(snapshot, capacity) if snapshot else engine.new_session(capacity)
+        prompt.cached = session.length
+        places = {parting, *prompt.marks, len(prompt.tokens)}
+        self._places = sorted(place for place in places if session.length < place <= len(prompt.tokens))
+        if self._job.scored:
+            prompt.scores.append(Token(prompt.tokens[0], None, ()))
+        return session
+
+    def _read(self, session: Session, end: int) -> None:
+        tokens = self._prompt.tokens
+        piece = tokens[session.length : end]
+        if not self._job.scored:
+            self._model.engine.read(session, piece)
+            return
+        begin = session.length
+        logits = self._model.engine.logits(piece, session)
+        for row, place in zip(logits, range(begin + 1, min(end + 1, len(tokens))), strict=False):
+            self._prompt.scores.append(score(row, tokens[place], self._job.num_top or 0))

@@ -1,0 +1,245 @@
+"""What goes beyond is refused or ended, and disturbs nobody else."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+import pytest
+from openai import APIError, APIStatusError, AuthenticationError, OpenAI, RateLimitError
+
+from served import PROMPT, ServerProcess
+from terseformer.config import ConfigError
+from terseformer.serve.limits import Limits
+
+LONG: dict[str, Any] = {
+    "model": "slow",
+    "prompt": "abc",
+    "max_tokens": 480,
+    "temperature": 0,
+    "logprobs": 0,
+}  # an event for each token
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it has not come true")
+
+
+@pytest.fixture(scope="module")
+def narrow(slow: Path, runs: Path) -> Iterator[ServerProcess]:
+    """A server that writes one text at a time, lets one wait, and knows two keys."""
+    flags = ("--max-batch", 1, "--max-queue", 1, "--api-key", "one", "two", "--max-body", 20000)
+    with ServerProcess(slow, runs / "small", *flags) as server:
+        yield server
+
+
+def idle(server: ServerProcess) -> bool:
+    page = server.get("/metrics", Authorization="Bearer one")
+    counts = [line for line in page.splitlines() if line.startswith(("terse_running_texts", "terse_waiting"))]
+    return len(counts) > 1 and all(line.endswith(" 0.0") for line in counts)
+
+
+def waiting(server: ServerProcess) -> bool:
+    return "terse_waiting_requests 1.0" in server.get("/metrics", Authorization="Bearer one")
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(narrow: ServerProcess) -> None:
+    client = narrow.client("one")
+    with ThreadPoolExecutor() as pool, client.completions.create(stream=True, **LONG) as stream:
+        next(stream)
+        second = pool.submit(client.completions.create, **LONG | {"max_tokens": 2})
+        until(lambda: waiting(narrow))
+        with pytest.raises(RateLimitError, match="requests are waiting already") as caught:
+            client.completions.create(**LONG)
+        assert int(caught.value.response.headers["Retry-After"]) >= 1
+        assert caught.value.code == "queue_full"
+        stream.close()
+        assert second.result().usage.completion_tokens == 2
+    until(lambda: idle(narrow))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_the_work(stream: bool, slow: Path) -> None:
+    with ServerProcess(slow) as server:
+        body = json.dumps(LONG | {"stream": stream, "n": 4})
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=300)
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        if stream:
+            assert connection.getresponse().read(10) == b'data: {"id'
+        else:
+            until(lambda: server.metric("terse_running_texts") == 4)
+        connection.close()
+        until(lambda: server.metric("terse_running_texts") == 0)
+        assert server.metric("terse_completion_tokens_total") < 4 * 400
+
+
+def test_a_client_that_leaves_the_queue_makes_room(narrow: ServerProcess) -> None:
+    client = narrow.client("one")
+    with client.completions.create(stream=True, **LONG) as stream:
+        next(stream)
+        for _ in range(3):
+            connection = http.client.HTTPConnection(urlsplit(narrow.url).netloc, timeout=300)
+            headers = {"Content-Type": "application/json", "Authorization": "Bearer one"}
+            connection.request("POST", "/v1/completions", json.dumps(LONG), headers)
+            until(lambda: waiting(narrow))
+            connection.close()
+            until(lambda: not waiting(narrow))
+    until(lambda: idle(narrow))
+
+
+def test_clients_take_turns_and_short_texts_join(slow: Path) -> None:
+    """A client with many texts in a request delays another's by no more than it must."""
+    done: list[str] = []
+
+    def ask(client: OpenAI, name: str, n: int, tokens: int) -> None:
+        client.completions.create(**LONG | {"max_tokens": tokens, "n": n})
+        done.append(name)
+
+    with ServerProcess(slow, "--max-batch", 2, "--api-key", "one", "two") as server, ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, server.client("one"), "many", 12, 40)
+        until(lambda: not idle(server))
+        other = pool.submit(ask, server.client("two"), "one", 1, 10)
+        first.result()
+        other.result()
+    assert done == ["one", "many"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_takes_too_long_is_ended(stream: bool, slow: Path) -> None:
+    with ServerProcess(slow, "--timeout", 0.7) as server:
+        create = server.client().completions.create
+        if stream:
+            with pytest.raises(APIError, match="taken too long"):
+                list(create(stream=True, **LONG))
+        else:
+            with pytest.raises(APIStatusError, match="taken too long") as caught:
+                create(**LONG)
+            assert caught.value.status_code == 503
+            assert caught.value.response.headers["x-should-retry"] == "false"
+        until(lambda: server.metric("terse_running_texts") == 0)
+
+
+def test_a_client_that_does_not_read_loses_its_stream(runs: Path) -> None:
+    with ServerProcess(runs / "small", "--stall", 1, "--max-texts", 200) as server:
+        address = urlsplit(server.url)
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect((address.hostname, address.port))
+            body = {"model": "small", "prompt": PROMPT, "max_tokens": 180, "n": 200, "stream": True, "logprobs": 20}
+            text = json.dumps(body)
+            head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            reader.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
+            until(lambda: server.metric("terse_running_texts") > 0)
+            short = server.client().completions.create(model="small", prompt=PROMPT, max_tokens=3)
+            assert short.choices[0].text
+            until(lambda: server.metric("terse_running_texts") == 0)
+            assert server.metric("terse_completion_tokens_total") < 200 * 180
+
+
+def status(call: Callable[[], Any]) -> tuple[int, dict[str, Any]]:
+    with pytest.raises(HTTPError) as caught:
+        call()
+    with caught.value as error:
+        return error.code, json.loads(error.read())["error"]
+
+
+def test_a_key_is_needed_where_there_are_some(narrow: ServerProcess) -> None:
+    for key in ("three", "one two"):
+        with pytest.raises(AuthenticationError, match="no valid API key"):
+            narrow.client(key).models.list()
+    for key in ("one", "two"):
+        assert len(list(narrow.client(key).models.list())) == 2
+    assert status(lambda: narrow.get("/v1/models"))[0] == 401
+    for given in ("Basic one", "one", "Bearer", "Bearer \xff\xfe", ""):
+        assert status(lambda given=given: narrow.get("/v1/models", Authorization=given))[0] == 401
+    assert status(lambda: narrow.get("/metrics"))[0] == 401
+    assert narrow.get("/health") == "ok\n"
+
+
+def test_a_key_may_come_from_the_environment(runs: Path) -> None:
+    with ServerProcess(runs / "small", TERSE_API_KEY="hidden") as server:
+        assert status(lambda: server.get("/v1/models"))[0] == 401
+        assert server.get("/v1/models", Authorization="Bearer hidden")
+
+
+def test_a_large_body_is_refused(narrow: ServerProcess) -> None:
+    with pytest.raises(APIStatusError, match="larger than 20000 bytes") as caught:
+        narrow.client("one").completions.create(model="small", prompt="a" * 20000)
+    assert caught.value.status_code == 413
+    connection = http.client.HTTPConnection(urlsplit(narrow.url).netloc, timeout=300)
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer one"}
+    connection.request("POST", "/v1/completions", iter([b"a" * 15000] * 2), headers, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_another_name_for_the_server_is_refused(server: ServerProcess) -> None:
+    code, error = status(lambda: server.get("/v1/models", Host="evil.example"))
+    assert (code, error["code"]) == (400, "wrong_host")
+    for host in ("localhost", "127.0.0.1:80", "LOCALHOST:1"):
+        assert server.get("/health", Host=host) == "ok\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "code", "message"),
+    [
+        (b"", "application/json", 400, "the request has no body"),
+        (b"{", "application/json", 400, "the body is not valid JSON"),
+        (b"[" * 15000, "application/json", 400, ""),
+        (b'{"model": "small", "seed": ' + b"9" * 5000 + b"}", "application/json", 400, ""),
+        (b'{"model": "small", "prompt": "\\ud800"}', "application/json", 400, "half of a surrogate pair"),
+        (b'{"model": "small", "\\ud800": 1}', "application/json", 400, "half of a surrogate pair"),
+        (b'{"model": "\\ud800"}', "application/json", 400, "half of a surrogate pair"),
+        (b'{"model": "small", "temperature": NaN}', "application/json", 400, "temperature"),
+        (b'{"model": "small"}', "text/plain", 400, ""),
+        (b'"small"', "application/json", 400, ""),
+        (b"\xff\xfe", "application/json", 400, ""),
+        (b'{"model": "nobody"}', "application/json", 404, "there is no model 'nobody'"),
+        (b'{"prompt": "a"}', "application/json", 400, "model: Field required"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_malformed_request_is_answered_in_openais_form(
+    body: bytes, kind: str, code: int, message: str, server: ServerProcess
+) -> None:
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=300)
+    connection.request("POST", "/v1/completions", body, {"Content-Type": kind})
+    response = connection.getresponse()
+    error = json.loads(response.read())["error"]
+    connection.close()
+    assert response.status == code, error
+    assert set(error) == {"message", "type", "param", "code"}
+    assert message in error["message"]
+
+
+def test_other_paths_and_methods(server: ServerProcess) -> None:
+    assert status(lambda: server.get("/v1/nothing"))[0] == 404
+    assert status(lambda: server.get("/v1/completions"))[0] == 405
+    paths = json.loads(server.get("/openapi.json"))["paths"]
+    assert {"/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics"} <= set(paths)
+    assert "swagger" in server.get("/docs").lower()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_queue": 0}, "max_queue must be at least 1, not 0"),
+        ({"max_batch": 9}, "max_batch must be in"),
+        ({"timeout": 0.0}, "timeout must be positive"),
+    ],
+)
+def test_limits_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Limits(**changes)

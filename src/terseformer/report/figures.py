@@ -59,7 +59,7 @@ def draw(lines: Sequence[Points], description: str) -> Markup:
                 markersize=3,
             )
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.grid()
         box = io.BytesIO()
         figure.savefig(box, format="svg", transparent=True, metadata={"Date": None})

@@ -94,7 +94,7 @@ def test_a_text_is_the_engines_and_its_speed_is_shown(
     expect(page.locator("#count")).to_have_text(str(len(expected.token_ids)))
     expect(page.locator("#rate")).to_have_text(re.compile(r"^[\d,]+$"))
     expect(page.locator("#first")).to_have_text(re.compile(r"^[\d,]+ ms$"))
-    expect(page.locator("#bars")).to_have_text(re.compile(r"^This model[\d.]+ MB$"))  # so small a one has no twin
+    expect(page.locator("#bars")).to_have_text(re.compile(r"^This model[\d.]+ kB$"))  # so small a one has no twin
 
 
 def test_the_picture_shows_each_tokens_units(open_page: OpenPage, server: ServerProcess, engine: Engine) -> None:

@@ -24,7 +24,7 @@ from terseformer.serve.models import ServedModel, load_models
 from terseformer.serve.scheduler import Scheduler
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_MAX_CONNECTIONS = 1024
+_MAX_CONNECTIONS = 256
 _MB = 1 << 20
 
 

@@ -13,7 +13,7 @@ from terseformer.presets import PRESETS
 from terseformer.recipe import load_recipe, parse_flags
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/results.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/results.md", "docs/huggingface.md")
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 LINES = sorted({line.partition("#")[0].strip() for text in TEXT.values() for line in text.splitlines()})
 TERSE = [line for line in LINES if line.startswith("terse ")]

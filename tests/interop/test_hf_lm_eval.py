@@ -16,7 +16,7 @@ from terseformer.checkpoint import load
 from terseformer.generation import generate
 from terseformer.sampling import SamplingConfig
 
-PASSAGES = ["ab cd ef gh ab cd", "a", "some longer passage of some words"]
+PASSAGES = ["ab cd ef ab", "a", "some longer text"]
 TASK = """
 task: {name}
 dataset_path: json
@@ -35,6 +35,7 @@ CHOICE = """
 doc_to_text: "{{passage}}"
 doc_to_choice: [" ab", " cd", " ef"]
 doc_to_target: 1
+target_delimiter: ""
 metric_list: [{metric: acc}]
 """
 WRITING = """

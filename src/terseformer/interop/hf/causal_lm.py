@@ -83,7 +83,7 @@ class TerseformerForCausalLM(TerseformerModel):
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        **_: Any,
+        **kwargs: Any,  # by this name `generate` knows that it may give whatever `forward` takes
     ) -> dict[str, Any]:
         """What `generate` calls the model with: the tokens that the cache has not read, and the mask of all."""
         return {

@@ -68,7 +68,7 @@ class TerseformerModel(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the layers draw their initial values themselves, when they are made."""
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # pyrefly: ignore[bad-override]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> None:
         """Gives `generate` our kind of cache instead of one of its own."""

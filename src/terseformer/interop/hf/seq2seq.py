@@ -127,7 +127,7 @@ class TerseformerForSeq2SeqLM(TerseformerModel):
         encoder_outputs: BaseModelOutput | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        **_: Any,
+        **kwargs: Any,  # by this name `generate` knows that it may give whatever `forward` takes
     ) -> dict[str, Any]:
         """What `generate` calls the model with: the target's tokens that the cache has not read."""
         return {

@@ -14,10 +14,10 @@ INSTALL := $(PIP) install -qq -c constraints.txt $(if $(TORCH),--extra-index-url
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-kernels sanitize lint format docs bench clean
+.PHONY: help setup demo test test-fast test-kernels test-transformers sanitize lint format docs bench clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS="..." is handed to the command; PYTHON=python3.12 and TORCH=cpu choose what setup installs.'
 
@@ -42,6 +42,14 @@ test-kernels: $(STAMP) ## test the engine's inner loops on every instruction set
 	  $(if $(CROSS),-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(PROCESSOR) -DCMAKE_CXX_COMPILER=$(CROSS)g++ -DCMAKE_EXE_LINKER_FLAGS=-static) >/dev/null
 	@$(BIN)/cmake --build $(KERNELS) >/dev/null
 	$(RUN) $(KERNELS)/test_kernels
+
+# The lowest version that is declared; `make test` has the highest. It lies before .venv's, with what it needs of its own.
+TRANSFORMERS ?= 5.0.0
+OLDER        := build/transformers-$(TRANSFORMERS)
+test-transformers: $(STAMP) ## test Hugging Face's classes on the lowest version, or TRANSFORMERS=5.12.0
+	@mkdir -p build && grep -vE '^(huggingface-hub|tokenizers|transformers)==' constraints.txt >build/older.txt
+	@test -e $(OLDER) || $(PIP) install -qq -c build/older.txt --target $(OLDER) transformers==$(TRANSFORMERS)
+	PYTHONPATH=$(abspath $(OLDER)) $(BIN)/python -m pytest tests/interop $(ARGS)
 
 # The C++ parts once more, with what finds reads out of bounds, undefined behaviour, or with `thread` races.
 SANITIZE ?= address,undefined

@@ -15,6 +15,7 @@ from torch.distributed.run import get_args_parser
 
 import terseformer
 from terseformer import cli, data, training
+from terseformer.bench import GROUPS
 from terseformer.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,8 @@ DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in s
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 FENCE = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PLACEHOLDERS = {"RECIPE.toml": "recipes/tiny.toml"}
+MENTION = ""
+"""Ends a command that a sentence speaks of by its flags alone, without what they need."""
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -47,8 +50,8 @@ def of_program(program: str) -> list[list[str]]:
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words.pop(0)
             if words[:1] == [program]:
-                is_verb = place == "span" and program == "terse" and len(words) == 2  # spoken of, not told to be run
-                found.add((*(PLACEHOLDERS.get(word, word) for word in words[1:]), *(["--help"] if is_verb else [])))
+                is_mention = place == "span" and all(word.startswith("-") for word in words[2:])
+                found.add((*(PLACEHOLDERS.get(word, word) for word in words[1:]), *([MENTION] if is_mention else [])))
     return [list(words) for words in sorted(found)]
 
 
@@ -56,10 +59,23 @@ def name(words: list[str]) -> str:
     return " ".join(words)
 
 
-TERSE = of_program("terse")
-TORCHRUN = of_program("torchrun")
-PYTHON = [words for words in of_program("python") if not words[0].startswith("-")]
-MAKE = of_program("make")
+def whole(program: str) -> list[list[str]]:
+    return [words for words in of_program(program) if words[-1] != MENTION]
+
+
+TERSE = whole("terse")
+MENTIONS = [words[:-1] for words in of_program("terse") if words[-1] == MENTION]
+TORCHRUN = whole("torchrun")
+PYTHON = [words for words in whole("python") if not words[0].startswith("-")]
+MAKE = [[word for word in words if word != MENTION] for words in of_program("make")]
+
+
+class Parsed(Exception):
+    """The arguments are understood."""
+
+
+def stop(*_: Any) -> None:
+    raise Parsed
 
 
 def check_terse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +83,15 @@ def check_terse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(cli, "_call", cli._bound)
     monkeypatch.setattr(training, "train", lambda recipe, run, resume, quiet: run)
-    monkeypatch.setattr(data, "prepare_in_cache", lambda *_: pytest.skip("a recipe's data; its flags are fine"))
+    monkeypatch.setattr(data, "prepare_in_cache", stop)
     monkeypatch.setattr("sys.argv", ["terse", *words])
     code = None
     try:
         cli.main()
-    except SystemExit as stop:
-        code = stop.code
+    except Parsed:
+        pass
+    except SystemExit as end:
+        code = end.code
     assert not code
 
 
@@ -85,13 +103,23 @@ def check_names(words: list[str]) -> None:
         if word.partition("/")[0] in folders and "/" in word:
             assert (ROOT / word).exists(), word
         if re.fullmatch(rf"({'|'.join(families)})-[\w.-]+", word):
-            assert word in PRESETS
+            assert word in (*PRESETS, *GROUPS)
 
 
 @pytest.mark.parametrize("words", TERSE, ids=name)
 def test_terse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     check_names(words)
     check_terse(words, monkeypatch)
+
+
+@pytest.mark.parametrize("words", MENTIONS, ids=name)
+def test_mentions_of_terse(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *flags = words
+    check_terse([verb, "--help"], monkeypatch)
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in flags)
 
 
 @pytest.mark.parametrize("words", TORCHRUN, ids=name)
@@ -101,10 +129,6 @@ def test_torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert arguments.training_script == "terseformer"
     check_names(arguments.training_script_args)
     check_terse(arguments.training_script_args, monkeypatch)
-
-
-class Parsed(Exception):
-    """The arguments are understood."""
 
 
 @pytest.mark.parametrize("words", PYTHON, ids=name)

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from terseformer.interop.hf.registration import register as _register_with_transformers
+
 if TYPE_CHECKING:
     from terseformer.accounting import account as account
     from terseformer.checkpoint import load as load
@@ -55,3 +57,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"terseformer.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+_register_with_transformers()

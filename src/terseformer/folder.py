@@ -11,6 +11,8 @@ from terseformer.configfile import model_from_dict, read_text
 from terseformer.errors import UserError
 
 MODEL_TYPE = "terseformer"
+FOREIGN_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
+"""Keys of a config.json that are not the model's, but of its layout."""
 _PREFIX = "step-"
 
 
@@ -53,8 +55,7 @@ def load_config(path: Path) -> ModelConfig | EncoderDecoderConfig:
         values = json.loads(read_text(file))
         if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
             raise ConfigError(f'it is not of a terseformer model ("model_type": "{MODEL_TYPE}")')
-        foreign = ("model_type", "architectures", "dtype")
-        return model_from_dict({name: value for name, value in values.items() if name not in foreign})
+        return model_from_dict({name: value for name, value in values.items() if name not in FOREIGN_KEYS})
     except (ConfigError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file} cannot be used: {error}; {instead(path)}") from None
 

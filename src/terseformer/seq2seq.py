@@ -69,9 +69,14 @@ class Seq2Seq(EncoderDecoder):
             num_source: real tokens at the head of each source; default: those that are not `pad_token_id`.
             capacity: longest target that fits, in tokens; default `max_position_embeddings`.
         """
-        encoded, num_source = self.encode(source, num_source)
-        batch, capacity = len(source), capacity or self.config.max_position_embeddings
-        layers = new_states(self.blocks, self.config, batch, capacity)
+        return self.state_after(*self.encode(source, num_source), capacity)
+
+    def state_after(
+        self, encoded: Float[Tensor, "B N D"], num_source: Int[Tensor, " B"], capacity: int | None = None
+    ) -> DecodeState:
+        """The same, of a source that `encode` has read."""
+        capacity = capacity or self.config.max_position_embeddings
+        layers = new_states(self.blocks, self.config, len(encoded), capacity)
         for layer, seen in zip(layers, self._sources(encoded, num_source), strict=True):
             layer.source = seen
         return DecodeState(torch.zeros_like(num_source), layers, capacity)

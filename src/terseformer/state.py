@@ -9,11 +9,12 @@ follows them is padding that leaves no trace in the state.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class KeyValueCache:
         self.keys[rows, :, slots] = new_keys
         self.values[rows, :, slots] = new_values
         return self.keys[:, :, : chunk.end], self.values[:, :, : chunk.end]
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for more positions."""
+        more = capacity - self.keys.shape[2]
+        self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
     def select(self, rows: list[int]) -> KeyValueCache:
         """A cache that holds only these rows, in this order."""
@@ -146,6 +152,11 @@ class LayerState:
             Source(source.keys[rows], source.values[rows], source.num_real[rows]) if source is not None else None,
         )
 
+    def bookmark(self) -> LayerState:
+        """As `DecodeState.bookmark`."""
+        memories = {name: copy.copy(memory) for name, memory in self.memories.items()}
+        return LayerState(copy.copy(self.cache), memories, [copy.copy(carry) for carry in self.carries], self.source)
+
 
 @dataclass
 class DecodeState:
@@ -162,6 +173,28 @@ class DecodeState:
     def clone(self) -> DecodeState:
         """A copy that goes its own way."""
         return copy.deepcopy(self)
+
+    def bookmark(self) -> DecodeState:
+        """A copy to go back to when later calls shall not have been.
+
+        It shares the slots of keys and values, which are written anew; one of the two goes on, not both.
+        """
+        return replace(self, lengths=self.lengths.clone(), layers=[layer.bookmark() for layer in self.layers])
+
+    @property
+    def is_slots_only(self) -> bool:
+        """Whether all that is remembered of a token lies in slots of its own, so that to forget it is to count less."""
+        return not any(x.memories or x.carries or isinstance(x.cache, FeatureSums) for x in self.layers)
+
+    def make_room(self, count: int) -> None:
+        """Makes the capacity large enough for `count` more tokens in each row."""
+        needed = int(self.lengths.max()) + count
+        if needed <= self.capacity:
+            return
+        self.capacity = max(needed, 2 * self.capacity)  # so that a text that grows token by token is seldom copied
+        for layer in self.layers:
+            if isinstance(layer.cache, KeyValueCache):
+                layer.cache.grow(self.capacity)
 
     def select(self, rows: list[int]) -> DecodeState:
         """A state that holds only these rows, in this order."""

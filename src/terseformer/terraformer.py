@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -121,17 +123,22 @@ class Terraformer(EncoderDecoder):
             num_source: real tokens at the head of each source; default: those that are not `pad_token_id`.
             capacity: longest target that fits, in tokens; default `max_position_embeddings`.
         """
-        streams, num_source = self.encode(source, num_source)
-        room = source.shape[1] + (capacity or self.config.max_position_embeddings)
+        return self.state_after(*self.encode(source, num_source), capacity)
+
+    def state_after(self, encoded: Pair, num_source: Int[Tensor, " B"], capacity: int | None = None) -> DecodeState:
+        """The same, of a source that `encode` has read."""
+        batch, length, _ = encoded[0].shape
+        room = length + (capacity or self.config.max_position_embeddings)
         layers = []
         for layer in self.decoder.layers:
             if isinstance(layer, AttentionLayer):
-                layers.append(layer.new_state(len(source), room))
+                layers.append(layer.new_state(batch, room))
             else:
                 assert isinstance(layer, FeedForwardLayer)
-                layers.append(LayerState(carries=layer.new_carries(len(source))))
+                layers.append(LayerState(carries=layer.new_carries(batch)))
         state = DecodeState(torch.zeros_like(num_source), layers, room, num_source)
-        self._decode(streams, state, state.chunk(source, num_source))
+        chunk = first_chunk(encoded[0], num_source)
+        self._decode(encoded, state, replace(chunk, end=int(num_source.max())))
         return state
 
     def decode(

@@ -14,11 +14,14 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from openai import APIError, APIStatusError, AuthenticationError, OpenAI, RateLimitError
 
 from served import PROMPT, ServerProcess
 from terseformer.config import ConfigError
 from terseformer.serve.limits import Limits
+from terseformer.serve.requests import IGNORED, NEUTRAL, ChatRequest, CompletionRequest
 
 LONG: dict[str, Any] = {
     "model": "slow",
@@ -70,6 +73,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(narrow: ServerProcess)
     until(lambda: idle(narrow))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_the_work(stream: bool, slow: Path) -> None:
     with ServerProcess(slow) as server:
@@ -99,6 +103,7 @@ def test_a_client_that_leaves_the_queue_makes_room(narrow: ServerProcess) -> Non
     until(lambda: idle(narrow))
 
 
+@pytest.mark.slow
 def test_clients_take_turns_and_short_texts_join(slow: Path) -> None:
     """A client with many texts in a request delays another's by no more than it must."""
     done: list[str] = []
@@ -131,6 +136,7 @@ def test_a_request_that_takes_too_long_is_ended(stream: bool, slow: Path) -> Non
         until(lambda: server.metric("terse_running_texts") == 0)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_loses_its_stream(runs: Path) -> None:
     with ServerProcess(runs / "small", "--stall", 1, "--max-texts", 200) as server:
         address = urlsplit(server.url)
@@ -162,10 +168,10 @@ def test_a_key_is_needed_where_there_are_some(narrow: ServerProcess) -> None:
     for key in ("one", "two"):
         assert len(list(narrow.client(key).models.list())) == 2
     assert status(lambda: narrow.get("/v1/models"))[0] == 401
-    for given in ("Basic one", "one", "Bearer", "Bearer \xff\xfe", ""):
-        assert status(lambda given=given: narrow.get("/v1/models", Authorization=given))[0] == 401
+    for header in ("Basic one", "one", "Bearer", "Bearer \xff\xfe", ""):
+        assert status(lambda header=header: narrow.get("/v1/models", Authorization=header))[0] == 401
     assert status(lambda: narrow.get("/metrics"))[0] == 401
-    assert narrow.get("/health") == "ok\n"
+    assert narrow.get("/health", Host="behind.a.proxy") == "ok\n"
 
 
 def test_a_key_may_come_from_the_environment(runs: Path) -> None:
@@ -222,6 +228,33 @@ def test_a_malformed_request_is_answered_in_openais_form(
     assert response.status == code, error
     assert set(error) == {"message", "type", "param", "code"}
     assert message in error["message"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=6),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=6), values, max_size=3),
+    max_leaves=6,
+)
+NAMES = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields, *NEUTRAL, *IGNORED})
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    route=st.sampled_from(["completions", "chat/completions"]),
+    changes=st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=6), VALUES, max_size=3),
+    model=st.sampled_from(["small", "pairs"]),
+)
+def test_no_body_makes_the_server_fail(route: str, changes: dict[str, Any], model: str, server: ServerProcess) -> None:
+    own = {"prompt": "abc"} if route == "completions" else {"messages": [{"role": "user", "content": "abc"}]}
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=300)
+    body = json.dumps({"model": model, "max_tokens": 3, **own} | changes)
+    connection.request("POST", f"/v1/{route}", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = response.read()
+    connection.close()
+    assert response.status in (200, 400, 404), answer
+    if response.status != 200:
+        assert set(json.loads(answer)["error"]) == {"message", "type", "param", "code"}
 
 
 def test_other_paths_and_methods(server: ServerProcess) -> None:

@@ -167,6 +167,7 @@ def test_old_files_make_room_and_half_written_ones_go(kept: tuple[Key, Snapshot,
 # In a server.
 
 
+@pytest.mark.slow
 def test_what_is_known_is_not_read_again_and_survives_a_restart(runs: Path, tmp_path: Path) -> None:
     drawn = {"model": "small", "max_tokens": 20, "seed": 5}
     with ServerProcess(runs / "small", cache=tmp_path) as server:

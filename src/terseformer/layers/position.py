@@ -30,7 +30,7 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, max_positions: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(sinusoids(torch.arange(max_positions), width))
+        self.weight = nn.Parameter(sinusoids(torch.arange(max_positions), width).to(torch.get_default_dtype()))
         self.dropout = SequenceDropout(dropout)
 
     def forward(self, positions: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:

@@ -41,6 +41,7 @@ def draw(lines: Sequence[Points], description: str) -> Markup:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": description}):  # ids, which differ between figures
         figure = Figure(figsize=(5, 2.7), layout="constrained")
@@ -58,7 +59,7 @@ def draw(lines: Sequence[Points], description: str) -> Markup:
                 markersize=3,
             )
         axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.grid()
         box = io.BytesIO()
         figure.savefig(box, format="svg", transparent=True, metadata={"Date": None})

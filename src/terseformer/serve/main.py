@@ -24,7 +24,7 @@ from terseformer.serve.models import ServedModel, load_models
 from terseformer.serve.scheduler import Scheduler
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_MAX_CONNECTIONS = 1024
+_MAX_CONNECTIONS = 256
 _MB = 1 << 20
 
 
@@ -63,7 +63,9 @@ def serve(
     with _listen(host, port) as listener:
         models = load_models(checkpoints, dtype, threads)
         cache = _cache(cache_memory, cache_disk, cache_folder) if cache_memory else None
-        app = create_app(models, limits, cache, keys, _LOOPBACK_NAMES | {host} if is_local else None)
+        # With a key, which no page of another site knows, a proxy may call the server by another name.
+        hosts = _LOOPBACK_NAMES | {host} if is_local and not keys else None
+        app = create_app(models, limits, cache, keys, hosts)
         if not is_local and not keys:
             print(f"terse: whoever reaches {host} may use this server; --api-key limits that", file=sys.stderr)
         config = uvicorn.Config(

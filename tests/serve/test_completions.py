@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,22 @@ def test_streams_of_several_texts_are_told_apart(server: ServerProcess, engine: 
     for chunk in complete(server, stream=True, n=3, **DRAWN):
         texts[chunk.choices[0].index] += chunk.choices[0].text
     assert texts == [expected(engine, seed=seed) for seed in (7, 8, 9)]
+
+
+def test_a_text_does_not_depend_on_its_company(server: ServerProcess, engine: Engine) -> None:
+    """More requests than are written together, of different lengths, some step by step and some by a schema."""
+    prompts = [PROMPT[: 8 + 3 * i] for i in range(12)]
+    kinds: list[dict[str, Any]] = [{}, {"logprobs": 1}, {"n": 2}]
+    schema = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["cat", "dog"]}}}
+
+    def ask(i: int) -> str:
+        more = kinds[i % 3] if i < 12 else {"extra_body": {"response_format": schema}}
+        return complete(server, prompts[i % 12], **DRAWN | {"seed": i} | more).choices[0].text
+
+    with ThreadPoolExecutor(15) as pool:
+        texts = list(pool.map(ask, range(15)))
+    assert texts[:12] == [expected(engine, prompt, i) for i, prompt in enumerate(prompts)]
+    assert {*texts[12:]} <= {'"cat"', '"dog"'}
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -107,7 +107,16 @@ def test_a_checkpoints_own_template(runs: Path, engine: Engine, tmp_path: Path) 
     assert load_template(folder, engine.tokenizer, plain=True).render(MESSAGES) == "hi"
     with pytest.raises(GenerationError, match="say it"):
         load_template(folder, engine.tokenizer, plain=True).render([{"role": "user", "content": ""}])
-    with ServerProcess(f"mine={folder}") as server:
+    target = tmp_path / "target"
+    shutil.copytree(find(runs / "pairs"), target)
+    (target / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=9)
+    text = Engine.from_pretrained(target, threads=1).generate("abc def", greedy)[0].text
+    with ServerProcess(f"mine={folder}", target) as server:
+        answer = server.client().chat.completions.create(
+            model="target", messages=[{"role": "user", "content": "abc def"}], max_tokens=9, temperature=0
+        )
+        assert answer.choices[0].message.content == text
         done = server.client().chat.completions.create(model="mine", messages=MESSAGES, max_tokens=3)
         assert done.usage.prompt_tokens == len(engine.tokenizer.encode("hi").ids)
         with pytest.raises(BadRequestError, match="say it"):

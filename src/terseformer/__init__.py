@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from terseformer.interop.hf.registration import register as _register_with_transformers
-
 if TYPE_CHECKING:
     from terseformer.accounting import account as account
     from terseformer.checkpoint import load as load
@@ -59,4 +57,4 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-_register_with_transformers()
+import_module("terseformer.interop.hf.registration").register()  # so that transformers knows the models

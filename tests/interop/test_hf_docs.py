@@ -47,7 +47,7 @@ def test_shell(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"passage": "ab cd"}) + "\n")
     task = TASK.format(file=tmp_path / "rows.jsonl", cache=tmp_path / "cache")
     (tmp_path / "local.yaml").write_text(task)
-    (command,) = blocks("")
+    (command,) = blocks("sh")
     program, *rest = shlex.split(command.replace(FOLDER, str(folder)).replace("lambada_openai", "local"))
     assert program == "python"
     more = ["--include_path", str(tmp_path), "--device", "cpu", "--output_path", str(tmp_path / "out")]

@@ -54,7 +54,8 @@ def test_an_assistant_changes_nothing(name: str, tmp_path: Path) -> None:
     own, model = pair(MODELS[name], tmp_path / "model")
     rows = rows_of(own.config)[1:2]
     wanted = expected(own, rows, max_new_tokens=8)
-    assert generate(model, padded(rows), max_new_tokens=8, prompt_lookup_num_tokens=3) == wanted
+    (looked_up,) = generate(model, padded(rows), max_new_tokens=8, prompt_lookup_num_tokens=3)
+    assert looked_up[:8] == wanted[0]  # older versions of transformers may write one token more
     for seed in (0, 1):  # the model itself, whose guesses are right, and another, whose guesses are wrong
         _, assistant = pair(MODELS[name], tmp_path / f"assistant-{seed}", seed)
         assert generate(model, padded(rows), max_new_tokens=8, assistant_model=assistant) == wanted

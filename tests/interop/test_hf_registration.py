@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import transformers.models.auto.configuration_auto  # noqa: F401
+
+from terseformer.interop.hf import registration
 
 LOADED = "{'torch', 'transformers', 'cattrs'} & set(sys.modules)"
 KNOWN = """
@@ -37,3 +40,9 @@ def test_nothing_is_imported_with_the_package() -> None:
 )
 def test_the_order_of_imports_does_not_matter(first: str) -> None:
     run(f"{first}\n{KNOWN}\n{GONE}")
+
+
+def test_a_version_that_is_too_old_is_told_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.__version__", "4.57.1")
+    with pytest.warns(UserWarning, match=r"transformers 4\.57\.1 is too old .* install 5\.0 or newer"):
+        registration.register()

@@ -8,12 +8,14 @@ earlier, transformers may be in the middle of importing what they are derived fr
 from __future__ import annotations
 
 import sys
+import warnings
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 _LIST = "transformers.models.auto.configuration_auto"
+_OLDEST = 5
 
 
 def register() -> None:
@@ -25,7 +27,15 @@ def register() -> None:
 
 
 def _register_config() -> None:
+    from transformers import __version__
     from transformers.models.auto.configuration_auto import AutoConfig
+
+    if int(__version__.partition(".")[0]) < _OLDEST:
+        warnings.warn(
+            f"transformers {__version__} is too old for terseformer's models; for these, install {_OLDEST}.0 or newer",
+            stacklevel=2,
+        )
+        return
 
     from terseformer.interop.hf.config import TerseformerConfig
 

@@ -130,7 +130,7 @@ class TerseformerForSeq2SeqLM(TerseformerModel):
         **kwargs: Any,  # by this name `generate` knows that it may give whatever `forward` takes
     ) -> dict[str, Any]:
         """What `generate` calls the model with: the target's tokens that the cache has not read."""
-        return {
+        inputs = {
             "decoder_input_ids": input_ids[:, past_key_values.get_seq_length() if past_key_values is not None else 0 :],
             "past_key_values": past_key_values,
             "attention_mask": attention_mask,
@@ -139,6 +139,7 @@ class TerseformerForSeq2SeqLM(TerseformerModel):
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep,
         }
+        return {name: value for name, value in inputs.items() if value is not None}
 
 
 class _Encoder(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +25,16 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    shutil.copyfile(find(runs / "small") / "tokenizer.json", folder / "tokenizer.json")
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|endoftext|>",
-        "clean_up_tokenization_spaces": False,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def harness(server: ServerProcess, folder: Path, batch_size: int, tokenized: bool):
+def harness(server: ServerProcess, runs: Path, batch_size: int, tokenized: bool):
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     return LocalCompletionsAPI(
         model="small",
         base_url=f"{server.url}/v1/completions",
         tokenizer_backend="huggingface",
-        tokenizer=str(folder),
+        tokenizer=str(find(runs / "small")),
+        custom_prefix_token_id=0,
+        eos_string="<|endoftext|>",
         tokenized_requests=tokenized,
         batch_size=batch_size,
         max_length=CONTEXT,
@@ -83,15 +70,13 @@ def likeliest(engine: Engine) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(("batch_size", "tokenized"), [(1, True), (4, True), (1, False)])
-def test_log_likelihoods(
-    batch_size: int, tokenized: bool, server: ServerProcess, engine: Engine, tokenizer_folder: Path
-) -> None:
+def test_log_likelihoods(batch_size: int, tokenized: bool, server: ServerProcess, engine: Engine, runs: Path) -> None:
     from lm_eval.api.instance import Instance
 
     pairs = PAIRS if tokenized else [pair for pair in PAIRS if pair[0]]  # the end-of-text token has no text
     pairs = [*pairs, likeliest(engine)]
     asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-    given = harness(server, tokenizer_folder, batch_size, tokenized).loglikelihood(asked)
+    given = harness(server, runs, batch_size, tokenized).loglikelihood(asked)
     for pair, (value, is_greedy) in zip(pairs, given, strict=True):
         likelihood, greedy = expected(engine, *pair)
         assert value == pytest.approx(likelihood, abs=1e-3), pair
@@ -99,12 +84,12 @@ def test_log_likelihoods(
     assert {is_greedy for _, is_greedy in given} == {True, False}
 
 
-def test_texts_until_a_stop_string(server: ServerProcess, engine: Engine, tokenizer_folder: Path) -> None:
+def test_texts_until_a_stop_string(server: ServerProcess, engine: Engine, runs: Path) -> None:
     from lm_eval.api.instance import Instance
 
     (whole,) = engine.generate(PROMPT, SamplingConfig(temperature=0.0, max_new_tokens=12))
     stop = whole.text[4:6]
     options = {"until": [stop], "max_gen_toks": 12, "do_sample": False}
     asked = [Instance("generate_until", {}, (PROMPT, options), 0)]
-    (text,) = harness(server, tokenizer_folder, 1, True).generate_until(asked)
+    (text,) = harness(server, runs, 1, True).generate_until(asked)
     assert text == whole.text[: whole.text.index(stop)]

@@ -61,9 +61,12 @@ def test_an_assistant_changes_nothing(name: str, tmp_path: Path) -> None:
         assert generate(model, padded(rows), max_new_tokens=8, assistant_model=assistant) == wanted
 
 
-@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize(("num_rows", "num_bookmarks"), [(1, 32), (1, 2), (3, 32)])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_a_crop_takes_is_forgotten(name: str, num_rows: int, tmp_path: Path) -> None:
+def test_what_a_crop_takes_is_forgotten(
+    name: str, num_rows: int, num_bookmarks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terseformer.interop.hf.cache._NUM_BOOKMARKS", num_bookmarks)
     own, model = pair(MODELS[name], tmp_path)
     right, wrong = (draw(own.config, num_rows, MAX_POSITION, seed=seed) for seed in (0, 1))
     mask = torch.ones_like(right)
@@ -81,8 +84,8 @@ def test_what_a_crop_takes_is_forgotten(name: str, num_rows: int, tmp_path: Path
             length += num_right
             for _ in range(num_wrong):
                 read(wrong, 1)
-            for count in (num_wrong, back):
-                cache.crop(-count) if count else None
+            for count in filter(None, (num_wrong, back)):
+                cache.crop(-count)
             length -= back
             assert cache.get_seq_length() == length
         got = read(right, MAX_POSITION - length)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from local_hub import hub
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, pipeline
 
@@ -57,20 +61,34 @@ def test_pipeline(folder: Path) -> None:
     assert [row["generated_text"] for (row,) in written] == [row.text for row in wanted]
 
 
-def test_what_is_pushed_to_a_repository_is_a_folder_of_ours(any_folder: Path, tmp_path: Path) -> None:
-    """`push_to_hub` writes these files and uploads them."""
+def test_a_saved_folder_is_decoded_by_the_engine(any_folder: Path, tmp_path: Path) -> None:
     auto = AutoModelForCausalLM if any_folder.parent.name == "run" else AutoModelForSeq2SeqLM
-    model = auto.from_pretrained(any_folder)
-    for part in (model, AutoTokenizer.from_pretrained(any_folder)):
+    for part in (auto.from_pretrained(any_folder), AutoTokenizer.from_pretrained(any_folder)):
         part.save_pretrained(tmp_path)
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {
-        path.name for path in tmp_path.iterdir()
-    }
-    ours, theirs = load(any_folder), terseformer.load(tmp_path)
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=6)
+    first, second = (terseformer.Engine.from_pretrained(path) for path in (any_folder, tmp_path))
+    assert first.generate("a b c", greedy) == second.generate("a b c", greedy)
+
+
+PUSH = """
+import sys, terseformer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+for auto in (AutoModelForCausalLM, AutoTokenizer):
+    auto.from_pretrained(sys.argv[1]).push_to_hub("someone/model")
+"""
+
+
+@pytest.mark.slow
+def test_what_is_pushed_is_a_folder_of_ours(folder: Path, tmp_path: Path) -> None:
+    with hub() as (address, files):
+        variables = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_none", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", PUSH, str(folder)]
+        subprocess.run(command, env=os.environ | variables | {"HF_HUB_DISABLE_XET": "1"}, check=True)
+    pushed = tmp_path / "pushed"
+    pushed.mkdir()
+    for name, content in files.items():
+        (pushed / name).write_bytes(content)
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= files.keys()
+    ours, theirs = load(folder), load(pushed)
     assert ours.config == theirs.config
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
-    greedy = SamplingConfig(temperature=0.0, max_new_tokens=6)
-    first, second = (
-        terseformer.Engine.from_pretrained(path).generate("a b c", greedy) for path in (any_folder, tmp_path)
-    )
-    assert first == second

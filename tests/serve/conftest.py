@@ -41,7 +41,7 @@ def slow(runs: Path) -> Path:
     wide = DenseFeedForwardConfig(intermediate_size=2048)
     changes = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "feed_forward": wide}
     torch.manual_seed(0)
-    model = CausalLM(replace(DENSE, max_position_embeddings=512, **changes))
+    model = CausalLM(replace(DENSE, max_position_embeddings=2048, **changes))
     save_model(folder, model.eval())
     shutil.copyfile(find(runs / "small") / "tokenizer.json", folder / "tokenizer.json")
     return folder

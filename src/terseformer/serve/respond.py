@@ -117,9 +117,17 @@ async def _unless_client_leaves(work: Coroutine[Any, Any, Any], receive: Receive
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await _stop(working, leaving)
+
+
+async def _stop(*tasks: asyncio.Future[Any]) -> None:
+    """Cancels tasks until they have ended: before Python 3.12, `wait_for` may swallow a cancellation."""
+    going = set(tasks)
+    while going:
+        for task in going:
+            task.cancel()
+        _, going = await asyncio.wait(going, timeout=0.1)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

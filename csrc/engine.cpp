@@ -79,7 +79,7 @@ std::vector<Batch> Engine::blocks(Session& session, const std::int32_t* tokens, 
     const int most = std::min(work_.rows, session.longest_run());
     for (int start = 0; start < count; start += most) {
         const int rows = std::min(most, count - start);
-        blocks.push_back({{{&session, 0, rows}}, {tokens + start, tokens + start + rows}, {}});
+        blocks.push_back({{{&session, 0, rows}}, {tokens + start, tokens + start + rows}, {}, {}});
         for (int i = 0; i < rows; ++i) {
             blocks.back().positions.push_back(session.length() + start + i);
         }

@@ -171,7 +171,7 @@ void Sampler::keep_likely() {
     };
     std::make_heap(order_.begin(), end, later);
     auto rest = end;
-    for (double before = 0; rest != order_.begin() && before < sampling_.top_p * total;) {
+    for (double before = 0; rest != order_.begin() && (rest == end || before < sampling_.top_p * total);) {
         std::pop_heap(order_.begin(), rest, later);
         --rest;
         before += std::exp(static_cast<double>(scores_[static_cast<std::size_t>(*rest)]));

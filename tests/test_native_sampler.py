@@ -82,6 +82,14 @@ def test_sizes_and_tokens_that_do_not_fit_are_refused() -> None:
             make_sampler(3, repetition_penalty=2.0).see(token)
 
 
+def test_the_likeliest_token_stays_whatever_top_p_is() -> None:
+    """Even one that is 0 in 32 bits."""
+    logits = [0.0, 2.0, 1.0]
+    assert make_sampler(3, top_p=1e-50).distribution(np.array(logits, np.float32)) == pytest.approx([0, 1, 0])
+    expected = probabilities(torch.tensor([logits]), None, SamplingConfig(temperature=1.0, top_p=1e-50))
+    assert expected.tolist() == [[0, 1, 0]]
+
+
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = make_sampler(4, seed=3)

@@ -111,6 +111,7 @@ def probabilities(
         ranked, order = scores.sort(descending=True, stable=True)
         before = torch.nn.functional.pad(ranked.softmax(-1).cumsum(-1)[:, :-1], (1, 0))
         dropped = before >= config.top_p
+        dropped[:, 0] = False  # even where top_p is 0 in 32 bits
         scores = scores.masked_fill(dropped.scatter(1, order, dropped), -math.inf)
     if config.min_p:
         scores = scores.masked_fill(scores < math.log(config.min_p), -math.inf)

@@ -214,6 +214,9 @@ def test_another_name_for_the_server_is_refused(server: ServerProcess) -> None:
         (b"\xff\xfe", "application/json", 400, ""),
         (b'{"model": "nobody"}', "application/json", 404, "there is no model 'nobody'"),
         (b'{"prompt": "a"}', "application/json", 400, "model: Field required"),
+        (b'{"model": "' + b"a" * 300000 + b'"}', "application/json", 404, "there is no model 'aaaa"),
+        (b'{"model": "small", "' + b"b" * 300000 + b'": 1}', "application/json", 400, "unknown parameter 'bbbb"),
+        (b'{"model": "small", "prompt": [' + b'"a",' * 300000 + b'"a"]}', "application/json", 400, "300001 prompts"),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -228,6 +231,7 @@ def test_a_malformed_request_is_answered_in_openais_form(
     assert response.status == code, error
     assert set(error) == {"message", "type", "param", "code"}
     assert message in error["message"]
+    assert len(error["message"]) < 500
 
 
 VALUES = st.recursive(

@@ -16,8 +16,9 @@ from starlette.concurrency import run_in_threadpool
 from terseformer.serve.delivery import Delivery, Piece, Token, Usage
 from terseformer.serve.errors import ApiError
 from terseformer.serve.job import Job, Prompt
+from terseformer.serve.limits import Limits
 from terseformer.serve.models import ServedModel
-from terseformer.serve.prepare import make_job
+from terseformer.serve.prepare import check_number, make_job
 from terseformer.serve.requests import CompletionRequest
 from terseformer.serve.respond import respond
 from terseformer.serve.server import Server, client_of, server_of
@@ -45,13 +46,14 @@ def _make_job(server: Server, model: ServedModel, client: str, body: CompletionR
         raise ApiError(
             400, f"{model.name} makes a text of a source, which is no part of it; leave out echo", param="echo"
         )
-    default = None if is_source else _DEFAULT_MAX_TOKENS  # of a source the model says itself where its text ends
+    most = server.limits.max_new_tokens or _DEFAULT_MAX_TOKENS
+    default = None if is_source else min(_DEFAULT_MAX_TOKENS, most)  # a source's text ends where the model says
     return make_job(
         model,
         server.limits,
         client,
         body,
-        _prompts(model, body),
+        _prompts(model, body, server.limits),
         delivery,
         max_tokens=default if body.max_tokens is None else body.max_tokens,
         echo=bool(body.echo),
@@ -59,12 +61,13 @@ def _make_job(server: Server, model: ServedModel, client: str, body: CompletionR
     )
 
 
-def _prompts(model: ServedModel, body: CompletionRequest) -> list[Prompt]:
+def _prompts(model: ServedModel, body: CompletionRequest, limits: Limits) -> list[Prompt]:
     given: Any = "" if body.prompt is None else body.prompt
     if given == []:
         raise ApiError(400, "there is no prompt in the list; give one or more, or leave prompt out", param="prompt")
     if isinstance(given, str) or isinstance(given[0], int):
         given = [given]
+    check_number(len(given), body, limits)  # before they are encoded
     prompts = []
     for prompt in given:
         tokens = model.encode(prompt) if isinstance(prompt, str) else prompt

@@ -136,15 +136,18 @@ class DiskCache:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 _write(path, key, snapshot)
                 size = path.stat().st_size
-            except (TensorFileError, OSError) as error:
+            except (TensorFileError, OSError, MemoryError) as error:
                 _log.warning("the prefix cache cannot be written: %s", error)
                 continue
             with self._lock:
                 self._sizes[key] = size
-            while self.num_bytes > self._max_bytes:
-                with self._lock:
-                    oldest = next(iter(self._sizes))
+            while oldest := self._one_too_many():
                 self._forget(oldest)
+
+    def _one_too_many(self) -> Key | None:
+        """The oldest snapshot, if there is no room for all."""
+        with self._lock:
+            return next(iter(self._sizes)) if sum(self._sizes.values()) > self._max_bytes else None
 
 
 def _write(path: Path, key: Key, snapshot: Snapshot) -> None:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from terseformer.errors import UserError
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_LONGEST_WORD = 64
 
 
 class ApiError(Exception):
@@ -106,5 +107,10 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
 
 def nearest(word: str, words: Collection[str]) -> str:
-    """The most similar of some words, for messages."""
-    return difflib.get_close_matches(word, words, n=1, cutoff=0.0)[0]
+    """The most similar of some words, for messages; of a long one its beginning counts, which takes no time."""
+    return difflib.get_close_matches(short(word), words, n=1, cutoff=0.0)[0]
+
+
+def short(word: str) -> str:
+    """As much of a word as a message may repeat."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[:_LONGEST_WORD]}…"

@@ -85,8 +85,8 @@ class Lane:
     def round(self) -> None:
         """Lets new texts join, reads a piece of one prompt, and goes on with all that are written."""
         self._admit()
-        if self._reading:
-            self._guard([self._reading[0].job], self._read)
+        if text := self._next_to_read():
+            self._guard([text.job], lambda text=text: self._read(text))
         for text in [text for text in self._reading if text.prompt.session is not None]:
             if not text.job.cancelled:  # with another text of its own in this round
                 self._guard([text.job], lambda text=text: self._begin(text))
@@ -108,14 +108,19 @@ class Lane:
                 self._on_start(text.job)
             self._reading.append(text)
 
-    def _read(self) -> None:
-        """Reads a piece of the prompt whose turn it is; prompts take turns, so that a short one soon is done."""
-        text = self._reading[0]
-        self._reading.rotate(-1)
+    def _next_to_read(self) -> _Text | None:
+        """Whose turn it is to read a piece of its prompt: they take turns, so that a short one soon is done."""
+        for _ in range(len(self._reading)):
+            text = self._reading[0]
+            self._reading.rotate(-1)
+            if text.prefill is not None or not text.prompt.being_read:  # for another text
+                return text
+        return None
+
+    def _read(self, text: _Text) -> None:
+        """Reads a piece of a prompt."""
         prompt = text.prompt
         if text.prefill is None:
-            if prompt.being_read:  # for another text
-                return
             prompt.being_read = True
             text.prefill = Prefill(self._model, self._cache, text.job, prompt)
         if text.prefill.step():

@@ -19,6 +19,18 @@ _MAX_SCORES = 1 << 20
 """Log-probabilities that one request may ask for, some 150 bytes each."""
 
 
+def check_number(num_prompts: int, request: TextRequest, limits: Limits) -> None:
+    """Raises ApiError where a request asks for too many texts."""
+    num_texts = request.n or 1
+    if num_prompts * num_texts > limits.max_texts:
+        raise ApiError(
+            400,
+            f"{num_prompts} prompts with n = {num_texts} texts each are more than the {limits.max_texts} texts that a "
+            "request may ask for; divide them among several",
+            param="n" if num_texts > 1 else "prompt",
+        )
+
+
 def make_job(
     model: ServedModel,
     limits: Limits,
@@ -52,13 +64,7 @@ def make_job(
         ConfigError: a value is none that is allowed.
     """
     num_texts = request.n or 1
-    if len(prompts) * num_texts > limits.max_texts:
-        raise ApiError(
-            400,
-            f"{len(prompts)} prompts with n = {num_texts} texts each are more than the {limits.max_texts} texts that a "
-            "request may ask for; divide them among several",
-            param="n" if num_texts > 1 else "prompt",
-        )
+    check_number(len(prompts), request, limits)
     if limits.max_new_tokens and max_tokens is not None and max_tokens > limits.max_new_tokens:
         raise ApiError(
             400, f"max_tokens must be at most {limits.max_new_tokens} here, not {max_tokens}", param="max_tokens"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terseformer.sampling import SamplingConfig
-from terseformer.serve.errors import nearest
+from terseformer.serve.errors import nearest, short
 
 IGNORED = frozenset(
     {
@@ -64,9 +64,9 @@ class _Strict(BaseModel):
     def _no_others(cls, values: Any) -> Any:
         if isinstance(values, dict):
             known = {field.alias or name for name, field in cls.model_fields.items()}
-            for name in values:
+            for name in map(str, values):
                 if name not in known:
-                    raise ValueError(f"unknown parameter {name!r}; the nearest is {nearest(str(name), known)!r}")
+                    raise ValueError(f"unknown parameter {short(name)!r}; the nearest is {nearest(name, known)!r}")
         return values
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from terseformer.serve.errors import ApiError, nearest
+from terseformer.serve.errors import ApiError, nearest, short
 from terseformer.serve.limits import Limits
 from terseformer.serve.metrics import Metrics
 from terseformer.serve.models import ServedModel
@@ -33,7 +33,7 @@ class Server:
         if name not in models:
             raise ApiError(
                 404,
-                f"there is no model {name!r}; the nearest is {nearest(name, models)!r}, /v1/models lists all",
+                f"there is no model {short(name)!r}; the nearest is {nearest(name, models)!r}, /v1/models lists all",
                 code="model_not_found",
                 param="model",
             )

@@ -51,8 +51,8 @@ public:
     // Positions [begin, end) of another cache, for which there is room; all that it keeps, where that begins elsewhere.
     void copy(const KeyValues& other, int begin, int end);
 
-    // Positions [begin, end), from a panel's first on, as plain rows, [positions][keys of all heads, values of all heads]: appended to `saved`; taken
-    // from there in place of what was kept, up to where the next one's lie.
+    // Positions [begin, end), from a panel's first on, as plain rows, [positions][keys of all heads, values of all heads]:
+    // appended to `saved`; taken from there in place of what was kept, up to where the next one's lie.
     void save(int begin, int end, std::vector<float>& saved) const;
     const float* restore(const float* saved, int begin, int end);
 

@@ -75,7 +75,7 @@ def demo(model: str = "small-1m-ff-qkv", steps: int = 400, out: Path = Path("run
         console.print(text, style="green", markup=False, highlight=False)
     report = write_report([out / name for name in reversed(recipes)], out / REPORT)  # the dense one is the measure
     console.print(
-        f"\nBoth are saved. Go on with:\n\n  terse generate {out}/sparse 'And God said'\n  terse info {out}/sparse\n"
+        f"\nBoth are saved. Go on with:\n\n  terse generate {out}/sparse 'And God said'\n  terse serve {out}/sparse\n"
         f"  terse train recipes/small-1m.toml\n\nreport: {report}",
         highlight=False,
         soft_wrap=True,

@@ -36,7 +36,8 @@ def show(result: dict[str, Any], plot: Path | None = None) -> None:
     table = Table("model", *(Column(name, justify="right") for name in numbers))
     for row in result["rows"]:
         table.add_row(f"{row['group']} {row['name']}", *_cells(row))
-    console.print(table)
+    if result["rows"]:
+        console.print(table)
     for reading in result["sources"]:
         console.print(
             f"a source of {reading['tokens']:,} tokens, {reading['pattern']} attention: {reading['seconds']:.1f} s, "

@@ -201,7 +201,7 @@ def test_ctrl_c(monkeypatch, terse):
     def press(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_demo", press)
+    monkeypatch.setattr(cli.training, "demo", press)
     result = terse("demo")
     assert (result.code, result.out, result.err) == (130, "", "")
 

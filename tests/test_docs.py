@@ -16,6 +16,7 @@ from torch.distributed.run import get_args_parser
 import terseformer
 from terseformer import cli, data, training
 from terseformer.bench import GROUPS
+from terseformer.cli import flags
 from terseformer.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +82,7 @@ def stop(*_: Any) -> None:
 def check_terse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads a command's flags and files as the program does, and goes no further."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "_call", cli._bound)
+    monkeypatch.setattr(flags, "call", flags.bound)
     monkeypatch.setattr(training, "train", lambda recipe, run, resume, quiet: run)
     monkeypatch.setattr(data, "prepare_in_cache", stop)
     monkeypatch.setattr("sys.argv", ["terse", *words])

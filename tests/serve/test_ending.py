@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from openai import APIError
 
+import terseformer
 from served import PROMPT, ServerProcess
 from terseformer import cli
 
@@ -89,7 +90,7 @@ def test_mistakes_are_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_without_the_extra_it_says_what_to_install(runs: Path) -> None:
     code = "import sys; sys.modules['fastapi'] = None; from terseformer.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", str(runs / "small")]
-    environment = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {"PYTHONPATH": str(Path(terseformer.__file__).parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (

@@ -8,13 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from terseformer import __version__, native
 from terseformer.bench import rivals
 from terseformer.bench.floors import FloorMeter
+from terseformer.bench.groups import GROUPS, Group
 from terseformer.bench.measure import CAPACITY, REST, SOURCE, TOKENS, WARM_UP, Decoder, Row, measure
 from terseformer.bench.memory import in_use
 from terseformer.bench.models import random_model
@@ -28,20 +29,6 @@ from terseformer.machine import commit, processor
 from terseformer.model import CausalLM
 from terseformer.presets import language_model_preset, preset
 from terseformer.threads import default_threads, remember
-
-Group = Literal[
-    "800m",
-    "0.8b",
-    "tiny",
-    "summarize",
-    "terraformer",
-    "sources",
-    "17b",
-    "terraformer-17b",
-    "17b-whole",
-    "terraformer-17b-whole",
-]
-GROUPS: tuple[Group, ...] = get_args(Group)  # the largest last: they displace the others
 
 
 class _Rival:

@@ -1,0 +1,69 @@
+"""The verb `serve`."""
+
+# Without `from __future__ import annotations`: flags are made from annotations whose names are imported late.
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from terseformer.cli import flags
+from terseformer.errors import UserError
+
+
+def serve(args: Sequence[str]) -> None:
+    """Starts the server."""
+    from terseformer.serve.limits import Limits
+
+    def serve(
+        checkpoints: tuple[str, ...],
+        /,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        api_key: tuple[str, ...] = (),
+        limits: Limits = Limits(),  # noqa: B008
+        cache_memory: int = 1024,
+        cache_disk: int = 4096,
+        cache_folder: Path | None = None,
+        dtype: Literal["f32", "bf16", "int8"] = "f32",
+        threads: int = 0,
+    ) -> None:
+        """Answers OpenAI's clients: texts, conversations, log-probabilities, JSON by a schema; /docs shows all.
+
+        Args:
+            checkpoints: a checkpoint's or a run's folder each, whose name is the model's, or NAME=FOLDER.
+            host: the address to listen at; 0.0.0.0: all of this machine's.
+            port: 0 takes any that is free.
+            api_key: a request must have one of these; without any, all are answered. TERSE_API_KEY is another.
+            limits: how much is taken on.
+            cache_memory: megabytes of the prefix cache in memory; 0: no prefix cache.
+            cache_disk: megabytes of the prefix cache on disk; 0: none.
+            cache_folder: where it lies; without one, in the folder for fetched files.
+            dtype: of the engines' weights.
+            threads: of each engine; 0: the physical cores, or TERSE_THREADS.
+        """
+        if not checkpoints:
+            raise UserError("terse serve needs a checkpoint's or a run's folder, such as: terse serve runs/small-1m")
+        try:
+            from terseformer.serve.main import serve
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("terseformer"):
+                raise
+            raise UserError(
+                f"terse serve needs the package {error.name}; install the extra: pip install 'terseformer[serve]'"
+            ) from None
+        keys = (*api_key, *filter(None, [os.environ.get("TERSE_API_KEY")]))
+        serve(
+            checkpoints,
+            limits,
+            host=host,
+            port=port,
+            dtype=dtype,
+            threads=threads or None,
+            keys=keys,
+            cache_memory=cache_memory,
+            cache_disk=cache_disk,
+            cache_folder=cache_folder,
+        )
+
+    flags.call("serve", serve, args)

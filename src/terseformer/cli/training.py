@@ -1,0 +1,63 @@
+"""Verbs that train: `data`, `train` and `demo`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from terseformer.cli import flags
+
+_TRAIN_FLAGS = """\
+  --out FOLDER           where the run goes (default: runs/ and the recipe's name)
+  --resume [CHECKPOINT]  go on from the run's newest checkpoint, or from this one
+  --quiet                show nothing but the result
+"""
+
+
+def data(args: Sequence[str]) -> None:
+    """Makes token files."""
+    recipe, _ = flags.recipe_of("data", args)
+
+    from terseformer.data import prepare_in_cache
+    from terseformer.recipe import with_initial_tokenizer
+
+    def progress(stage: str, documents: int, size: int) -> None:
+        print(f"{stage}: {documents:,} documents, {size / 1e6:.1f} MB", file=sys.stderr)
+
+    prepared = prepare_in_cache(with_initial_tokenizer(recipe).data, progress)
+    for name, file in (("train", prepared.train), ("validation", prepared.validation)):
+        print(
+            f"{name}: {file.num_documents:,} documents, {file.num_tokens:,} tokens, {file.num_bytes / 1e6:.1f} MB, "
+            f"{file.bytes_per_token:.2f} bytes per token: {file.path}"
+        )
+    print(f"tokenizer: {prepared.tokenizer.get_vocab_size():,} tokens: {prepared.tokenizer_path}")
+
+
+def train(args: Sequence[str]) -> None:
+    """Trains a recipe."""
+    if flags.wants_help(args):
+        print(_TRAIN_FLAGS)
+    rest, out = flags.take(args, "--out", needs_value=True)
+    rest, resume = flags.take(rest, "--resume")
+    rest, quiet = flags.take(rest, "--quiet", takes_value=False)
+    recipe, path = flags.recipe_of("train", rest)
+    run = Path(out or Path("runs") / path.stem)
+
+    from terseformer.training import Interrupted, train
+
+    try:
+        last = train(recipe, run, None if resume is None else Path(resume or run), quiet is not None)
+    except Interrupted as stop:
+        print(f"terse: {stop}", file=sys.stderr)
+        sys.exit(130)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        is_decoder = recipe.model.kind == "causal_lm"
+        write = f"generate {run} {recipe.train.sample_prompt!r}" if is_decoder else f"summarize {run} text.txt"
+        print(f"trained: {last}\n\n  terse evaluate {run}\n  terse {write}")
+
+
+def demo(args: Sequence[str]) -> None:
+    """Shows what this is about."""
+    from terseformer.demo import demo
+
+    flags.call("demo", demo, args)

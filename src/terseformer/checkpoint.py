@@ -315,7 +315,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: 
     with _opened(path / "training" / "optimizer.safetensors") as file:
         for full_name in file.keys():  # noqa: SIM118
             name, _, key = full_name.rpartition("/")
-            state = empty_state(parameters[name], file.get_slice(full_name).get_shape())
+            state = empty_state(parameters[name], key, file.get_slice(full_name).get_shape())
             _fill(state, file, full_name)
             states.setdefault(name, {})[key] = state
     names = {parameter: name for name, parameter in parameters.items()}

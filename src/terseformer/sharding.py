@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import empty as dtensor_empty
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from terseformer.blocks import Block, FeedForwardLayer
@@ -82,11 +84,24 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def empty_state(parameter: Tensor, shape: Sequence[int]) -> Tensor:
-    """Room for an optimiser's state of such a shape: where it has the parameter's rows, shared out as these are."""
-    if isinstance(parameter, DTensor) and len(shape) == parameter.dim() and shape[0] == parameter.shape[0]:
-        return torch.distributed.tensor.empty(shape, dtype=parameter.dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
-    return torch.empty(shape, dtype=torch.float32, device=parameter.device)
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process has only a part of it."""
+    return isinstance(tensor, DTensor)
+
+
+def summed(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The sum of a tensor over the processes that share a parameter."""
+    if isinstance(parameter, DTensor):
+        dist.all_reduce(tensor, group=parameter.device_mesh.get_group())
+    return tensor
+
+
+def empty_state(parameter: Tensor, name: str, shape: Sequence[int]) -> Tensor:
+    """Room for an optimiser's state: shared out as the parameter is, where it has the parameter's rows."""
+    has_rows = tuple(shape[:1]) == tuple(parameter.shape[:1]) and not (name == "col_var" and len(shape) == 2)
+    if isinstance(parameter, DTensor) and has_rows:
+        return dtensor_empty(shape, device_mesh=parameter.device_mesh, placements=parameter.placements)
+    return torch.empty(shape, device=parameter.device)
 
 
 def own_part(tensor: Tensor) -> tuple[Tensor, slice]:

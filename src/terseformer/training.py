@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed import DistError
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from terseformer import checkpoint, data
@@ -369,6 +370,13 @@ def _go_on(trainer: Trainer, quiet: bool) -> Path | None:
         raise TrainingError(
             f"step {trainer.step}: the curves cannot be written: {error}; {checkpoint.last_good(run)}; "
             "mend this and go on with --resume"
+        ) from error
+    except RuntimeError as error:
+        if not (isinstance(error, DistError) or "gloo" in str(error)):
+            raise
+        raise TrainingError(
+            f"step {trainer.step + 1}: another process has ended or cannot be reached; {checkpoint.last_good(run)}; "
+            f"go on with --resume ({error})"
         ) from error
     return path
 

@@ -11,6 +11,7 @@ Computed: `terseformer.sharding.training_memory`, which leaves activations out.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -52,22 +53,23 @@ MEGABYTE, GIGABYTE = 2**20, 2**30
 
 
 def measure(model: str, parallelism: str, optimizer: str, folder: Path) -> dict[str, int]:
-    """Peaks of a step, of a checkpoint and of resuming from it, less what was in use before the model was made."""
+    """Peaks of a step, of saving a checkpoint, and of making the model anew and resuming, less what was in use before.
+
+    Files that are mapped count as far as they were read.
+    """
     config = MODELS[model]
     is_decoder = isinstance(config, ModelConfig)
-    row = json.dumps({"text": "some words " * 30} if is_decoder else {"text": "some words", "title": "words"})
+    rows = ({"text": f"{n} words " * (20 if is_decoder else 1), "title": str(n)} for n in range(1000, 1060))
     text = folder / "text.jsonl"
     if int(os.environ.get("RANK", "0")) == 0:
-        text.write_text(f"{row}\n" * 50, encoding="utf-8")
+        text.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     objective = {} if is_decoder else {"objective": PairsConfig(max_target_length=16)}
     recipe = Recipe(
         model=config,
         data=DataConfig(
             sources=(str(text),), vocab_size=300, validation_fraction=0.2, target_field="" if is_decoder else "title"
         ),
-        train=TrainConfig(
-            batch_size=2, sequence_length=16, optimizer=optimizer, parallelism=parallelism, **objective
-        ),
+        train=TrainConfig(batch_size=2, sequence_length=16, optimizer=optimizer, parallelism=parallelism, **objective),
     )
     accelerator = make_accelerator(recipe)
     accelerator.wait_for_everyone()
@@ -85,8 +87,10 @@ def measure(model: str, parallelism: str, optimizer: str, folder: Path) -> dict[
     forget_peak()
     path = trainer.save()
     save = peak_in_use() - before
+    del trainer
+    gc.collect()
     forget_peak()
-    trainer.resume(path)
+    Trainer(recipe, folder / "run", prepared, accelerator).resume(path)
     resume = peak_in_use() - before
     accelerator.end_training()
     return {"step": step, "save": save, "resume": resume}
@@ -115,7 +119,10 @@ def computed(model: Any, strategy: str, optimizer: str) -> int:
 
 def measured_table() -> str:
     """Markdown: a row for each model, strategy and optimiser."""
-    lines = ["| model | processes | optimiser | computed | a step | saving | resuming |", "|---|---|---|---:|---:|---:|---:|"]
+    lines = [
+        "| model | processes | optimiser | computed | a step | saving | resuming |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
     for model, config in MODELS.items():
         for strategy in STRATEGIES:
             for optimizer in OPTIMIZERS:

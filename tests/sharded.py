@@ -8,7 +8,6 @@ The names are of variants; none takes all. Then the memory of a training is comp
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -40,10 +39,12 @@ def new_loss(config: ModelConfig | EncoderDecoderConfig, mesh: DeviceMesh | None
 
 
 def compare(config: ModelConfig | EncoderDecoderConfig, mesh: DeviceMesh) -> None:
-    """Two steps' gradients are summed, each process has other tokens."""
+    """The gradients of two passes, summed, where each process has other tokens."""
     draw = torch.Generator().manual_seed(dist.get_rank())
     source, target = (torch.randint(1, 21, (3, length), generator=draw) for length in (9, 7))
-    part = (target,) if isinstance(config, ModelConfig) else (source, torch.tensor([9, 4, 7]), target, torch.tensor([6, 2, 4]))
+    part = (source, torch.tensor([9, 4, 7]), target, torch.tensor([6, 2, 4]))
+    if isinstance(config, ModelConfig):
+        part = (target,)
     plain, sharded = new_loss(config, None), new_loss(config, mesh)
     for step in range(2):
         values = []

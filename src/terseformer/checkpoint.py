@@ -108,7 +108,9 @@ def load_weights(model: nn.Module, path: Path, whose: str = "its config.json", a
     own, aliases = model.state_dict(), _aliases(model)
     with _opened(path / "model.safetensors") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        problems = [f"{name} is missing" for name in own if name not in shapes and aliases.get(name, name) not in shapes]
+        problems = [
+            f"{name} is missing" for name in own if name not in shapes and aliases.get(name, name) not in shapes
+        ]
         problems += [f"{name} is not part of the model" for name in shapes if name not in own]
         problems += [
             f"{name} has shape {shape} instead of {list(own[name].shape)}"

@@ -67,14 +67,14 @@ class ShardedAdafactor(torch.optim.Optimizer):
         super().__init__(groups, settings)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
         """Updates all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         shape, state = parameter.shape, self.state[parameter]
         if not state:
             factors = {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
@@ -84,7 +84,7 @@ class ShardedAdafactor(torch.optim.Optimizer):
         state["step"] += 1
         step, rate, (eps, least_rms) = float(state["step"]), group["lr"], group["eps"]
         share = step ** group["beta2_decay"]
-        weight, grad = own_part(parameter)[0], own_part(parameter.grad)[0]
+        weight, grad = own_part(parameter)[0], own_part(gradient)[0]
 
         def rms(rows: Tensor) -> float:
             return math.sqrt(float(summed(rows.square().sum(), parameter)) / parameter.numel())

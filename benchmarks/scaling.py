@@ -31,7 +31,8 @@ from terseformer.config import (
     TerraformerConfig,
     TrainConfig,
 )
-from terseformer.presets import preset
+from terseformer.info import short
+from terseformer.presets import num_parameters, preset
 from terseformer.sharding import training_memory
 from terseformer.training import Trainer, make_accelerator
 
@@ -48,7 +49,7 @@ MODELS = {
 }
 STRATEGIES = {"one process": ("ddp", 1), "DDP": ("ddp", 2), "FSDP": ("fsdp", 2)}
 OPTIMIZERS = ("adamw", "adafactor")
-PRESETS = ("scaling-800m-ff-qkv", "terraformer-800m", "scaling-17b-ff-qkv", "terraformer-17b", "terraformer-54b")
+PRESETS = ("seq2seq-800m-ff-qkv", "terraformer-800m", "seq2seq-17b-dense", "terraformer-17b", "terraformer-54b")
 MEGABYTE, GIGABYTE = 2**20, 2**30
 
 
@@ -137,12 +138,12 @@ def measured_table() -> str:
 def computed_table() -> str:
     """Markdown: a row for each preset and optimiser."""
     columns = [("ddp", 1), ("fsdp", 8), ("fsdp", 64)]
-    lines = ["| preset | optimiser | each process whole | FSDP, 8 | FSDP, 64 |", "|---|---|---:|---:|---:|"]
+    lines = ["| preset | parameters | optimiser | one process | FSDP, 8 | FSDP, 64 |", "|---|---:|---|---:|---:|---:|"]
     for name in PRESETS:
         for optimizer in OPTIMIZERS:
             totals = [sum(training_memory(preset(name), optimizer, *column).values()) for column in columns]
             cells = " | ".join(f"{total / GIGABYTE:,.1f} GiB" for total in totals)
-            lines.append(f"| {name} | {optimizer} | {cells} |")
+            lines.append(f"| {name} | {short(num_parameters(preset(name)))} | {optimizer} | {cells} |")
     return "\n".join(lines)
 
 

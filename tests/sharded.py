@@ -63,14 +63,14 @@ def compare(config: ModelConfig | EncoderDecoderConfig, mesh: DeviceMesh) -> Non
             torch.testing.assert_close(whole(other.grad), grad / dist.get_world_size(), atol=1e-5, rtol=1e-5, msg=name)
 
 
-def compare_memory(config: ModelConfig | EncoderDecoderConfig, mesh: DeviceMesh | None, optimizer: str) -> None:
-    """What is held between steps is what is computed."""
+def compare_memory(config: ModelConfig | EncoderDecoderConfig, mesh: DeviceMesh, optimizer: str) -> None:
+    """What the first process holds between steps is what is computed; the others may hold less."""
     loss = new_loss(config, mesh)
     trained = make_optimizer(loss, TrainConfig(optimizer=optimizer))
     for parameter in loss.parameters():
         parameter.grad = torch.zeros_like(parameter)
     trained.step()
-    computed = training_memory(config, optimizer, "fsdp", mesh.size() if mesh else 1)
+    computed = training_memory(config, optimizer, "fsdp", mesh.size())
     parameters = list(loss.parameters())
     states = [s for state in trained.state.values() for s in state.values() if s is not None and s.dim() > 0]
     for name, tensors in (
@@ -79,23 +79,22 @@ def compare_memory(config: ModelConfig | EncoderDecoderConfig, mesh: DeviceMesh 
         ("optimizer", states),
     ):
         held = sum(own_part(tensor)[0].numel() * 4 for tensor in tensors)
-        assert held == computed[name], (name, held, computed)
+        assert held == computed[name] or (dist.get_rank() > 0 and held < computed[name]), (name, held, computed)
 
 
 def main() -> None:
     """Names are printed as they are done."""
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    is_first = dist.get_rank() == 0
     for name in sys.argv[1:] or CONFIGS:
         try:
             compare(CONFIGS[name], mesh)
         except Exception:
             print(f"{name} fails", file=sys.stderr, flush=True)
             raise
-        if is_first:
-            for optimizer in ("adamw", "adafactor"):
-                compare_memory(CONFIGS[name], None, optimizer)
+        for optimizer in ("adamw", "adafactor"):
+            compare_memory(CONFIGS[name], mesh, optimizer)
+        if dist.get_rank() == 0:
             print(name, flush=True)
     dist.destroy_process_group()
 

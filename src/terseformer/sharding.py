@@ -23,6 +23,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from terseformer.blocks import Block, FeedForwardLayer
 from terseformer.config import EncoderDecoderConfig, ModelConfig
+from terseformer.errors import UserError
 from terseformer.layers.head import MixedHead
 from terseformer.layers.reversible import Forget
 from terseformer.models import make_model
@@ -38,10 +39,18 @@ def sharding_units(mesh: DeviceMesh | None) -> Iterator[None]:
 
     Args:
         mesh: the processes; None shards nothing.
+
+    Raises:
+        UserError: PyTorch is too old.
     """
     if mesh is None:
         yield
         return
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise UserError(
+            f"train.parallelism = 'fsdp' needs PyTorch 2.13 or newer, not {torch.__version__}; "
+            "install it, or take train.parallelism = 'ddp'"
+        )
 
     def shard(parent: nn.Module, name: str, module: nn.Module | None) -> None:
         if isinstance(module, UNITS) and not isinstance(module, FSDPModule):

@@ -110,6 +110,7 @@ class LocalConvolution(nn.Module):
 
     def new_memory(self, batch: int) -> FrameMemory:
         """The memory before the first token."""
+        # Not of the kernel itself, which may be a shard.
         shape = batch, self.kernel.shape[0] - 1, self.num_modules, self.module_in
         return FrameMemory(torch.zeros(shape, dtype=self.kernel.dtype, device=self.kernel.device))
 

@@ -65,5 +65,6 @@ class RecurrentBranch(nn.Module):
 
     def new_carries(self, batch: int) -> list[RecurrentCarry]:
         """Empty carries for `batch` rows."""
+        # Not of the weight itself, which may be a shard.
         kind = {"dtype": self.down.weight.dtype, "device": self.down.weight.device}
         return [RecurrentCarry(torch.zeros(batch, self.size, **kind)) for _ in self.layers]

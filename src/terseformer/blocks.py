@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from terseformer.config import AttentionPatternConfig, AttentionProjectionConfig, EncoderDecoderConfig, ModelConfig
@@ -136,6 +137,11 @@ class Block(FeedForwardLayer):
             x = x + self.cross_dropout(self.cross(self.cross_norm(x), source, chunk, state))
         return x + super().forward(x, chunk, state)
 
+    def source(self, encoded: Float[Tensor, "B N D"], num_source: Int[Tensor, " B"]) -> Source:
+        """What the cross-attention sees of an encoded source."""
+        assert self.cross is not None
+        return self.cross.source(encoded, num_source)
+
     def new_state(self, config: AnyConfig, batch: int, capacity: int) -> LayerState:
         """What the block remembers before the first token."""
         memories = self.attention.projection.new_memories(batch)
@@ -156,5 +162,6 @@ def new_states(blocks: Iterable[nn.Module], config: AnyConfig, batch: int, capac
 
 def new_cache(attention: Attention, config: AnyConfig, batch: int, capacity: int) -> KeyValueCache | FeatureSums:
     """What an attention's pattern remembers before the first token."""
-    like = next(attention.parameters()).detach()
+    weight = next(attention.parameters())
+    like = torch.empty(0, dtype=weight.dtype, device=weight.device)  # the weight itself may be a shard
     return attention.pattern.new_cache(batch, config.num_attention_heads, capacity, config.head_dim, like)

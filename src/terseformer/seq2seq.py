@@ -93,8 +93,7 @@ class Seq2Seq(EncoderDecoder):
 
     def _sources(self, encoded: Tensor, num_source: Tensor) -> list[Source]:
         """What each block's cross-attention sees."""
-        crosses = [block.cross for block in self.blocks if isinstance(block, Block)]
-        return [cross.source(encoded, num_source) for cross in crosses if cross is not None]
+        return [block.source(encoded, num_source) for block in self.blocks if isinstance(block, Block)]
 
     def _decode(
         self, target: Tensor, chunk: Chunk, sources: list[Source], state: DecodeState | None = None

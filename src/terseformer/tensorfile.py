@@ -11,7 +11,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ class Declared:
     def num_bytes(self) -> int:
         """Its size in the file."""
         return math.prod(self.shape) * np.dtype(_NUMPY[self.dtype]).itemsize
+
+
+Unwritten = tuple[str, Declared, Callable[[], np.ndarray]]
+"""A tensor's name, declaration, and what makes it."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,16 @@ def _view(data: np.ndarray, declared: Declared, begin: int, end: int) -> np.ndar
     return data[begin:end].view(_NUMPY[declared.dtype]).reshape(declared.shape)
 
 
+def in_order(tensors: Iterable[Unwritten]) -> list[Unwritten]:
+    """The order in which `write` makes and writes tensors."""
+    # Those of whole cache lines come first, so that all of them begin at one; of the others the wide numbers, so that
+    # each begins at a multiple of its numbers' size.
+    return sorted(tensors, key=lambda t: (t[1].num_bytes % _ALIGNMENT != 0, -np.dtype(_NUMPY[t[1].dtype]).itemsize))
+
+
 def write(
     path: Path,
-    tensors: Iterable[tuple[str, Declared, Any]],
+    tensors: Iterable[Unwritten],
     metadata: Mapping[str, str],
 ) -> None:
     """Writes a file, whole or not at all.
@@ -114,9 +125,7 @@ def write(
     Raises:
         TensorFileError: the disk is full, or the folder cannot be written to.
     """
-    # Those of whole cache lines come first, so that all of them begin at one; of the others the wide numbers, so that
-    # each begins at a multiple of its numbers' size.
-    ordered = sorted(tensors, key=lambda t: (t[1].num_bytes % _ALIGNMENT != 0, -np.dtype(_NUMPY[t[1].dtype]).itemsize))
+    ordered = in_order(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, declared, _ in ordered:
@@ -130,7 +139,7 @@ def write(
             with building.open("wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text)
                 for name, declared, make in ordered:
-                    array = np.ascontiguousarray(make())
+                    array = np.asarray(make(), order="C")
                     assert (array.dtype, array.shape) == (_NUMPY[declared.dtype], declared.shape), name
                     file.write(array.data.cast("B") if array.size else b"")
                 file.flush()

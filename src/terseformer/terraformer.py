@@ -65,7 +65,7 @@ class Terraformer(EncoderDecoder):
 
     def _encoder(self) -> ReversibleStack:
         c, blocks = self.config.first, self.config.num_encoder_layers
-        layers: list[nn.Module] = []
+        layers = nn.ModuleList()
         for _ in range(blocks):
             layers += [
                 AttentionLayer(c, c.encoder_attention, c.encoder_attention_pattern, causal=False),
@@ -74,7 +74,7 @@ class Terraformer(EncoderDecoder):
         return ReversibleStack(layers, [True, c.swap_twice] * blocks, self._forgets(blocks, 2))
 
     def _decoder(self) -> ReversibleStack:
-        layers: list[nn.Module] = []
+        layers = nn.ModuleList()
         joints = self._forgets(self.config.num_decoder_layers, self.config.num_attention_layers + 1)
         width = self.config.first.hidden_size
         for c in self.config.decoder_blocks:

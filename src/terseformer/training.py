@@ -22,6 +22,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed import DistError
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from terseformer import checkpoint, data
 from terseformer.config import ConfigError, Recipe
@@ -36,6 +38,7 @@ from terseformer.objectives import Loss, Part, make_objective
 from terseformer.optim import learning_rate, make_optimizer, set_learning_rate
 from terseformer.recipe import with_initial_tokenizer
 from terseformer.sampling import SamplingConfig
+from terseformer.sharding import gathered_rest, shard_rest, sharding_units, whole
 from terseformer.training_log import Step, TrainingLog
 
 
@@ -71,9 +74,16 @@ class Trainer:
         self.step = 0
         torch.manual_seed(recipe.train.seed)
         self.objective = make_objective(recipe, prepared)
-        self.model = make_model(recipe.model).to(accelerator.device)
-        self.optimizer = make_optimizer(self.model, recipe.train)
+        mesh = _mesh(recipe, accelerator)
+        self.is_sharded = mesh is not None
+        with sharding_units(mesh):
+            self.model = make_model(recipe.model)
         self._loss: nn.Module = Loss(self.model)
+        if mesh is None:
+            self.model.to(accelerator.device)
+        else:
+            shard_rest(self._loss, mesh)
+        self.optimizer = make_optimizer(self.model, recipe.train)
         for module in self.model.modules():
             if isinstance(module, ReversibleStack):
                 module.keeps_activations = recipe.train.keep_activations
@@ -85,10 +95,10 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Takes weights, optimiser state and step from a checkpoint. Raises CheckpointError."""
-        state = checkpoint.load_training(path)
+        state = checkpoint.load_training(path, check=self.accelerator.is_main_process)
         checkpoint.check_same_run(state, path, self.recipe, self.data)
         checkpoint.load_weights(self.model, path)
-        checkpoint.restore_optimizer(self.model, self.optimizer, state.optimizer)
+        checkpoint.restore_optimizer(self.model, self.optimizer, path)
         self.step = state.step
 
     def begin_from(self, folder: Path) -> None:
@@ -113,7 +123,8 @@ class Trainer:
             # A controller tosses its coin outside of the graph; that is meant and nothing to warn users of.
             logging.getLogger("torch._dynamo.variables.tensor").setLevel(logging.ERROR)
             self._loss.compile()
-        self._loss = self.accelerator.prepare_model(self._loss)
+        if not self.is_sharded:
+            self._loss = self.accelerator.prepare_model(self._loss)
         self._loss.train()
 
     def advance(self) -> Step:
@@ -127,9 +138,9 @@ class Trainer:
         rate = learning_rate(config, self.step)
         set_learning_rate(self.optimizer, rate)
         self._set_quant_prob()
-        self._seed_noise()
+        self._seed_noise(self.accelerator.process_index)
         loss, num_targets = self._accumulate_gradients()
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
         if not (loss.isfinite() and norm.isfinite()):
             raise TrainingError(
                 f"step {self.step + 1}: the loss is {loss:g} and the norm of its gradient {norm:g}; the first value "
@@ -146,24 +157,28 @@ class Trainer:
     def evaluate(self, num_sequences: int | None = None) -> tuple[Evaluation, dict[str, ControllerUse]]:
         """Loss on the validation text, and how the controllers choose there.
 
+        Of a sharded model, all processes call this together, after the first step; so for `sample`.
+
         Args:
             num_sequences: sequences at most; 0 takes all, None as many as the recipe says.
         """
         config = self.recipe.train
         limit = config.evaluate_sequences if num_sequences is None else num_sequences
-        with ControllerStatistics(self.model) as statistics:
+        with self._together(), ControllerStatistics(self.model) as statistics:
             result = self.objective.evaluate(self.model, limit)
         return result, statistics.results()
 
     def sample(self) -> str:
         """What the model writes after the recipe's prompt, or for a source."""
         sampling = SamplingConfig(max_new_tokens=40, temperature=0.8)
-        return generate(self.model, self.data.tokenizer, self.objective.prompt(), sampling)[0].text
+        with self._together():
+            return generate(self.model, self.data.tokenizer, self.objective.prompt(), sampling)[0].text
 
     def save(self) -> Path:
         """Writes a checkpoint, once for all processes. Raises CheckpointError."""
-        if self.accelerator.is_main_process:
-            checkpoint.save(self.run, self.step, self.model, self.optimizer, self.recipe, self.data)
+        is_main = self.accelerator.is_main_process
+        if is_main or self.is_sharded:
+            checkpoint.save(self.run, self.step, self.model, self.optimizer, self.recipe, self.data, is_main)
         self.accelerator.wait_for_everyone()
         return checkpoint.folder_of(self.run, self.step)
 
@@ -189,15 +204,24 @@ class Trainer:
         num_targets = int(processes.reduce(num_targets, "sum"))
         total = torch.zeros((), device=processes.device)
         for index, part in enumerate(parts):
-            is_last = index == len(parts) - 1
-            with nullcontext() if is_last else processes.no_sync(self._loss):
+            # Shards are summed at once: gradients that wait for the last part would be whole.
+            is_summed = self.is_sharded or index == len(parts) - 1
+            with nullcontext() if is_summed else processes.no_sync(self._loss):
                 loss = self._sum_of_losses(self._loss, part) / num_targets
                 processes.backward(loss * processes.num_processes)  # of which the gradients' mean is taken
             total += loss.detach()
         return processes.reduce(total, "sum"), num_targets
 
-    def _seed_noise(self) -> None:
-        key = f"{self.recipe.train.seed}/{self.step}/{self.accelerator.process_index}"
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """In the block, processes that share a model compute the same."""
+        if self.is_sharded:
+            self._seed_noise(0)
+        with gathered_rest(self._loss):
+            yield
+
+    def _seed_noise(self, process: int) -> None:
+        key = f"{self.recipe.train.seed}/{self.step}/{process}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
 
     def _set_quant_prob(self) -> None:
@@ -212,8 +236,9 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if _is_bad(parameter):
                 return f"the weight {name}"
-        if names := self._bad_outputs():
-            return f"the output of {names[0]}"
+        names = self._bad_outputs()
+        if _any_process(self.accelerator, bool(names)):
+            return f"the output of {names[0]}" if names else "a layer's output in another process"
         for name, parameter in reversed([*self.model.named_parameters()]):  # gradients come from the last layer first
             if _is_bad(parameter.grad):
                 return f"the gradient of {name}"
@@ -232,10 +257,10 @@ class Trainer:
             for name, module in self.model.named_modules()
             if module is not self.model
         ]
-        self._seed_noise()
+        self._seed_noise(self.accelerator.process_index)
         try:
             with torch.no_grad():
-                loss = Loss(self.model)
+                loss = self._loss if self.is_sharded else Loss(self.model)
                 for part in self._parts():
                     self._sum_of_losses(loss, part)
         finally:
@@ -245,7 +270,7 @@ class Trainer:
 
 
 def _is_bad(value: Any) -> bool:
-    return isinstance(value, Tensor) and not bool(value.isfinite().all())
+    return isinstance(value, Tensor) and not bool(whole(value.isfinite().all()))
 
 
 def _check(recipe: Recipe, prepared: data.PreparedData, num_processes: int) -> None:
@@ -270,10 +295,17 @@ def _check(recipe: Recipe, prepared: data.PreparedData, num_processes: int) -> N
         )
 
 
+def _mesh(recipe: Recipe, accelerator: Accelerator) -> DeviceMesh | None:
+    """The processes that share the model; None where each holds all of it."""
+    if recipe.train.parallelism == "ddp" or accelerator.num_processes == 1:
+        return None
+    return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """One process on CPU or GPU, or those that torchrun started."""
     mixed_head = getattr(recipe.model.head, "sparse_prob", 1.0) < 1  # a call leaves one of its two parts out
-    parallel = DistributedDataParallelKwargs(find_unused_parameters=mixed_head)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=mixed_head, gradient_as_bucket_view=True)
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while one prepares or validates
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel, patience])
 
@@ -326,7 +358,8 @@ def _go_on(trainer: Trainer, quiet: bool) -> Path | None:
             while trainer.step < config.steps:
                 log.step(trainer.advance())
                 is_done = trainer.step == config.steps
-                if is_main and (is_done or _is_due(trainer.step, config.evaluate_every)):
+                is_evaluated = is_done or _is_due(trainer.step, config.evaluate_every)
+                if is_evaluated and (is_main or trainer.is_sharded):
                     log.evaluation(trainer.step, *trainer.evaluate(0 if is_done else None), trainer.sample())
                 is_stopped = _any_process(accelerator, bool(signals))
                 if is_done or is_stopped or _is_due(trainer.step, config.checkpoint_every):
@@ -337,6 +370,13 @@ def _go_on(trainer: Trainer, quiet: bool) -> Path | None:
         raise TrainingError(
             f"step {trainer.step}: the curves cannot be written: {error}; {checkpoint.last_good(run)}; "
             "mend this and go on with --resume"
+        ) from error
+    except RuntimeError as error:
+        if not (isinstance(error, DistError) or "gloo" in str(error)):
+            raise
+        raise TrainingError(
+            f"step {trainer.step + 1}: another process has ended or cannot be reached; {checkpoint.last_good(run)}; "
+            f"go on with --resume ({error})"
         ) from error
     return path
 

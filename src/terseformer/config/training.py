@@ -91,6 +91,8 @@ class TrainConfig:
     """Arithmetic of the matrix products; weights and optimiser state stay in fp32."""
     keep_activations: bool = False
     """Let a reversible model keep its activations, as others do: faster than computing them again, with more memory."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes share: `ddp` the batch, `fsdp` weights, gradients and optimiser state as well."""
     compile: bool = False
     """Compile the model with torch.compile."""
     seed: int = 0
@@ -131,6 +133,10 @@ class TrainConfig:
             positive=("learning_rate",),
             share=("final_learning_rate", "final_quant_prob"),
             share_below_one=("adam_beta2",),
+        )
+        require(
+            not (self.compile and self.parallelism == "fsdp"),
+            "train.compile = true does not go with train.parallelism = 'fsdp'; leave one of them out",
         )
         require_multiple(
             "train.batch_size",

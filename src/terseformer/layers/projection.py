@@ -110,7 +110,9 @@ class LocalConvolution(nn.Module):
 
     def new_memory(self, batch: int) -> FrameMemory:
         """The memory before the first token."""
-        return FrameMemory(self.kernel.new_zeros(batch, self.kernel.shape[0] - 1, self.num_modules, self.module_in))
+        # Not of the kernel itself, which may be a shard.
+        shape = batch, self.kernel.shape[0] - 1, self.num_modules, self.module_in
+        return FrameMemory(torch.zeros(shape, dtype=self.kernel.dtype, device=self.kernel.device))
 
 
 def convolve_together(

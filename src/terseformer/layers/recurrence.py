@@ -65,4 +65,6 @@ class RecurrentBranch(nn.Module):
 
     def new_carries(self, batch: int) -> list[RecurrentCarry]:
         """Empty carries for `batch` rows."""
-        return [RecurrentCarry(self.down.weight.new_zeros(batch, self.size)) for _ in self.layers]
+        # Not of the weight itself, which may be a shard.
+        kind = {"dtype": self.down.weight.dtype, "device": self.down.weight.device}
+        return [RecurrentCarry(torch.zeros(batch, self.size, **kind)) for _ in self.layers]

@@ -91,9 +91,14 @@ def remember(draw: Callable[[], T]) -> T:
 
 
 class Replayed:
-    """A function that is computed twice, the second time for its gradient, alike in chance and in precision."""
+    """A function that is computed twice, the second time for its gradient, alike in chance and in precision.
 
-    def __init__(self, function: Function, parameters: list[nn.Parameter]) -> None:
+    Args:
+        function: of one tensor.
+        parameters: those whose gradients `again` gives; None: it leaves the gradients in the parameters.
+    """
+
+    def __init__(self, function: Function, parameters: list[nn.Parameter] | None) -> None:
         self._function, self._parameters = function, parameters
 
     def first(self, x: Tensor) -> Tensor:
@@ -109,6 +114,9 @@ class Replayed:
         with torch.enable_grad(), self._tape.replaying(), torch.autocast(**self._autocast):
             x = x.detach().requires_grad_()
             y = self._function(x)
+        if self._parameters is None:
+            torch.autograd.backward(y, grad.to(y.dtype))
+            return y.detach(), [x.grad]
         learning = [p for p in self._parameters if p.requires_grad]
         of_x, *gradients = torch.autograd.grad(y, [x, *learning], grad.to(y.dtype), allow_unused=True)
         by_parameter = dict(zip(map(id, learning), gradients, strict=True))

@@ -9,7 +9,7 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class ReversibleStack(nn.Module):
     """
 
     def __init__(
-        self, layers: list[nn.Module], swaps: list[bool], joints: Mapping[int, nn.Module] | None = None
+        self, layers: Iterable[nn.Module], swaps: list[bool], joints: Mapping[int, nn.Module] | None = None
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -102,9 +102,6 @@ class ReversibleStack(nn.Module):
             pair: the two streams.
             arguments: handed to every layer.
             each: further arguments of each layer, such as its state.
-
-        Raises:
-            RuntimeError: in training, a layer is sharded by itself.
         """
         further = each or [()] * len(self.layers)
         is_plain = self.keeps_activations or not (torch.is_grad_enabled() and self.training)
@@ -129,11 +126,10 @@ class ReversibleStack(nn.Module):
         x1, x2 = _Begin.apply(trail, *pair)
         for index, function in enumerate(functions, start):
             parameters, swap = list(self.layers[index].parameters()), self.swaps[index]
-            if any(hasattr(parameter, "placements") for parameter in parameters):  # they are gathered within the call
-                raise RuntimeError(
-                    "the layers of a reversible stack cannot be sharded one by one; call fully_shard on the whole model"
-                )
-            y = _HalfResidual.apply(_Call(Replayed(function, parameters), swap, trail), x1, x2, *parameters)
+            # FSDP gathers a sharded layer within its call, and takes the gradients there.
+            is_sharded = any(hasattr(parameter, "placements") for parameter in parameters)
+            call = _Call(Replayed(function, None if is_sharded else parameters), swap, trail)
+            y = _HalfResidual.apply(call, x1, x2, *([] if is_sharded else parameters))
             x1, x2 = (x2, y) if swap else (y, x2)
         trail.pair = x1.detach(), x2.detach()
         return x1, x2

@@ -36,6 +36,7 @@ terse: Scaling Transformers, trained beside their dense twins and decoded on CPU
   terse generate runs/small-1m "In the beginning"     write; --temperature 0 takes the likeliest token each time
   terse chat runs/small-1m                            write on, line by line
   terse serve runs/small-1m                           answer OpenAI's clients at http://127.0.0.1:8000/v1
+  terse serve runs/small-1m --ray --replicas 2        the same by two processes on Ray
   terse summarize runs/summarize-short text.txt       a line for a text, by an encoder-decoder
   terse pack runs/small-1m --dtype int8               make the file that decoding maps into memory
   terse convert --from trax model.json model.weights.npy.gz models/converted
@@ -345,6 +346,7 @@ def _pack(args: Sequence[str]) -> None:
 
 def _serve(args: Sequence[str]) -> None:
     from terseformer.serve.limits import Limits
+    from terseformer.serve.scaling import Scaling
 
     def serve(
         checkpoints: tuple[str, ...],
@@ -358,6 +360,8 @@ def _serve(args: Sequence[str]) -> None:
         cache_folder: Path | None = None,
         dtype: Literal["f32", "bf16", "int8"] = "f32",
         threads: int = 0,
+        ray: bool = False,
+        scaling: Scaling = Scaling(),  # noqa: B008
     ) -> None:
         """Answers OpenAI's clients: texts, conversations, log-probabilities, JSON by a schema; /docs shows all.
 
@@ -371,17 +375,27 @@ def _serve(args: Sequence[str]) -> None:
             cache_disk: megabytes of the prefix cache on disk; 0: none.
             cache_folder: where it lies; without one, in the folder for fetched files.
             dtype: of the engines' weights.
-            threads: of each engine; 0: the physical cores, or TERSE_THREADS.
+            threads: of each engine; 0: the physical cores, or TERSE_THREADS; replicas share these.
+            ray: serve by replicas on Ray, on this machine or a cluster.
+            scaling: how many replicas, and where.
         """
         if not checkpoints:
             raise UserError("terse serve needs a checkpoint's or a run's folder, such as: terse serve runs/small-1m")
+        if not ray and scaling != Scaling():
+            raise UserError("replicas and their cluster are Ray's; give --ray too")
         try:
-            from terseformer.serve.main import serve
+            if ray:
+                from terseformer.scale import serve as serve_on_ray
+
+                serve = functools.partial(serve_on_ray, scaling=scaling)
+            else:
+                from terseformer.serve.main import serve
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("terseformer"):
                 raise
+            verb, extra = ("terse serve --ray", "ray") if ray else ("terse serve", "serve")
             raise UserError(
-                f"terse serve needs the package {error.name}; install the extra: pip install 'terseformer[serve]'"
+                f"{verb} needs the package {error.name}; install the extra: pip install 'terseformer[{extra}]'"
             ) from None
         keys = (*api_key, *filter(None, [os.environ.get("TERSE_API_KEY")]))
         serve(

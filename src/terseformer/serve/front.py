@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from fastapi import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -36,6 +36,7 @@ class ReplicaLost(Exception):
     """A replica has ended before its answer did."""
 
 
+@runtime_checkable
 class Replicas(Protocol):
     """Replicas of the application, however they are reached."""
 
@@ -76,6 +77,8 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, whose body is whole, unless the client leaves."""
+        if scope["type"] != "http":
+            raise NotImplementedError(scope["type"])  # which an ASGI server takes for an answer
         body = (await receive())["body"]
 
         async def send_soon(message: Message) -> None:

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -66,6 +66,7 @@ def serve(
         run(app, app.state.server.scheduler, limits, listener, [model.name for model in models], how)
 
 
+@runtime_checkable
 class Work(Protocol):
     """What a server does, as it is told of the server's end."""
 

@@ -385,6 +385,7 @@ def _serve(args: Sequence[str]) -> None:
             raise UserError("replicas and their cluster are Ray's; give --ray too")
         try:
             if ray:
+                scaling.prepare()
                 from terseformer.scale import serve as serve_on_ray
 
                 serve = functools.partial(serve_on_ray, scaling=scaling)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from terseformer.serve.main import MAX_CONNECTIONS, listen, log_to_stderr, own_n
 from terseformer.serve.metrics import Metrics
 from terseformer.serve.models import named_folders
 from terseformer.serve.replica import Replica
-from terseformer.serve.scaling import Scaling
+from terseformer.serve.scaling import LOCAL, Scaling
 from terseformer.threads import default_threads
 
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError, RequestCancelledError)
@@ -81,8 +80,7 @@ def serve(
         folders = named_folders(checkpoints)
         for folder in folders.values():  # here, so that a mistake is told at once, and not by every replica
             pack(find(folder), dtype)
-        address = scaling.ray_address or os.environ.get("RAY_ADDRESS", "") or "local"
-        if address != "local" and threads is None:
+        if scaling.address != LOCAL and threads is None:
             raise UserError("on a cluster give --threads, the cores that a replica uses")
         threads = threads or max(1, default_threads() // scaling.most)
         replica = ray_serve.deployment(
@@ -94,6 +92,7 @@ def serve(
             health_check_period_s=_HEALTH_SECONDS,
             graceful_shutdown_timeout_s=limits.timeout,  # one that is removed finishes what it has begun
             graceful_shutdown_wait_loop_s=0.5,
+            logging_config={"enable_access_log": False},
         ).bind(
             folders,
             limits,
@@ -103,7 +102,7 @@ def serve(
             cache_disk=cache_disk,
             cache_folder=cache_folder and cache_folder.absolute(),
         )
-        with _cluster(address, threads * scaling.most), _running(replica, listener) as handle:
+        with _cluster(scaling.address, threads * scaling.most), _running(replica, listener) as handle:
             metrics = Metrics()
             front = Front(_Replicas(handle), limits, metrics)
             app = Guard(front, limits, keys, own_names(host, keys), metrics)
@@ -165,19 +164,16 @@ def _numbers(scaling: Scaling, limits: Limits) -> dict[str, Any]:
 @contextlib.contextmanager
 def _cluster(address: str, cpus: int) -> Iterator[None]:
     """Joins a cluster, or begins one that this machine alone can reach, and that ends with this process."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own: dict[str, Any] = {
-        "include_dashboard": False,
-        "object_store_memory": _OBJECT_STORE_BYTES,
-        "_node_ip_address": "127.0.0.1",
-    }
+    for name, level in (("serve", logging.WARNING), ("_private.authentication", logging.ERROR)):  # all is well, they say
+        logging.getLogger(f"ray.{name}").setLevel(level)
+    own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if address == LOCAL else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **(own if address == "local" else {}))
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"there is no joining Ray at {address}: {error}") from None
     try:
         there = ray.cluster_resources().get("CPU", 0)
-        if address == "local" and there < cpus:
+        if address == LOCAL and there < cpus:
             raise UserError(
                 f"the replicas need {cpus} CPUs, and this machine has {there:.0f}; give fewer --replicas or --threads"
             )
@@ -191,7 +187,8 @@ def _running(replica: Any, listener: socket.socket) -> Iterator[DeploymentHandle
     """Replicas, until the block ends; those that a server at this address has left behind are removed."""
     name = f"terse-{socket.gethostname()}-{listener.getsockname()[1]}"
     ray_serve.start(proxy_location="Disabled")
-    ray_serve.delete(name)
+    if name in ray_serve.status().applications:
+        ray_serve.delete(name)
     try:
         try:
             handle = ray_serve.run(replica, name=name, route_prefix=None)

@@ -93,7 +93,7 @@ def texts(client: OpenAI, **asked: Any) -> list[Any]:
     [
         {"model": "small", "prompt": PROMPT, "temperature": 0, "max_tokens": 20, "logprobs": 2, "echo": True},
         {"model": "small", "prompt": [PROMPT, "abc"], "seed": 3, "n": 2, "max_tokens": 20},
-        {"model": "pairs", "prompt": PROMPT, "seed": 1},
+        {"model": "pairs", "prompt": "abc def", "seed": 1},
     ],
 )
 def test_the_same_answers(asked: dict[str, Any], replicated: Replicated, plain: ServerProcess) -> None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from terseformer.config import ConfigError
+
+LOCAL = "local"
+"""The address of a cluster that is begun for one server."""
+_OWN_CLUSTER = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too: it listens at 127.0.0.1
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # not 15: somebody waits for what a replica writes
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +47,14 @@ class Scaling:
     def most(self) -> int:
         """Replicas at most."""
         return self.max_replicas or self.replicas
+
+    @property
+    def address(self) -> str:
+        """Of the cluster."""
+        return self.ray_address or os.environ.get("RAY_ADDRESS", "") or LOCAL
+
+    def prepare(self) -> None:
+        """Sets what Ray reads from the environment as it is imported, unless the user has set it."""
+        if self.address == LOCAL:
+            for name, value in _OWN_CLUSTER.items():
+                os.environ.setdefault(name, value)

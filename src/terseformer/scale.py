@@ -106,7 +106,9 @@ def serve(
             metrics = Metrics()
             front = Front(_Replicas(handle), limits, metrics)
             app = Guard(front, limits, keys, own_names(host, keys), metrics)
-            number = str(scaling.replicas) if scaling.most == scaling.replicas else f"{scaling.replicas} to {scaling.most}"
+            number = (
+                str(scaling.replicas) if scaling.most == scaling.replicas else f"{scaling.replicas} to {scaling.most}"
+            )
             run(app, front, limits, listener, list(folders), f"{number} replicas, {threads} threads each, {dtype}")
 
 
@@ -141,10 +143,15 @@ class _Replicas:
             raise internal_error() from None
 
     async def metrics(self) -> Mapping[str, str]:
-        """As `Replicas` says; one that does not answer in time is left out."""
-        answers = await self._handle.broadcast("metrics").results_async(
-            timeout_s=_METRICS_SECONDS, return_exceptions=True
-        )
+        """As `Replicas` says; one that ends meanwhile is left out."""
+        try:
+            answers = await self._handle.broadcast("metrics").results_async(
+                timeout_s=_METRICS_SECONDS, return_exceptions=True
+            )
+        except DeploymentUnavailableError:  # there is none at the moment
+            return {}
+        except (TimeoutError, asyncio.TimeoutError):
+            raise no_replica() from None
         return dict(answer for answer in answers if isinstance(answer, tuple))
 
 
@@ -164,7 +171,10 @@ def _numbers(scaling: Scaling, limits: Limits) -> dict[str, Any]:
 @contextlib.contextmanager
 def _cluster(address: str, cpus: int) -> Iterator[None]:
     """Joins a cluster, or begins one that this machine alone can reach, and that ends with this process."""
-    for name, level in (("serve", logging.WARNING), ("_private.authentication", logging.ERROR)):  # all is well, they say
+    for name, level in (
+        ("serve", logging.WARNING),
+        ("_private.authentication", logging.ERROR),
+    ):  # all is well, they say
         logging.getLogger(f"ray.{name}").setLevel(level)
     own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if address == LOCAL else {}
     try:

@@ -228,7 +228,7 @@ def test_metrics_of_all_replicas() -> None:
         for replica in ("a:1", "b:2"):
             assert f'terse_prompt_tokens_total{{model="small",replica="{replica}"}} 7.0' in page
         assert page.count("# TYPE terse_prompt_tokens_total counter") == 1
-        assert 'terse_requests_total{replica' not in page
+        assert "terse_requests_total{replica" not in page
         assert 'route="/",' not in page
 
     asyncio.run(run())

@@ -28,7 +28,18 @@ _TRIES = 3
 """A request that ends its replica must not end all of them."""
 _HEALTH_SECONDS = 5.0
 _GLANCE_SECONDS = 0.2
-_HANDED_ON = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "server")
+_HANDED_ON = (
+    "type",
+    "asgi",
+    "http_version",
+    "method",
+    "scheme",
+    "path",
+    "raw_path",
+    "query_string",
+    "root_path",
+    "server",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +60,11 @@ class Replicas(Protocol):
         """
 
     async def metrics(self) -> Mapping[str, str]:
-        """What each of them shows at `/metrics`, by its name."""
+        """What each of them shows at `/metrics`, by its name.
+
+        Raises:
+            ApiError: one does not answer.
+        """
 
 
 class Front:
@@ -125,7 +140,9 @@ class Front:
                 self._retries.inc()
         raise replica_lost()
 
-    async def _next(self, batches: AsyncGenerator[list[Message], None], deadline: float, late: ApiError) -> list[Message]:
+    async def _next(
+        self, batches: AsyncGenerator[list[Message], None], deadline: float, late: ApiError
+    ) -> list[Message]:
         getting = asyncio.ensure_future(anext(batches, None))
         try:
             while not getting.done():
@@ -177,7 +194,9 @@ class _Route(NamedTuple):
 
 
 def _is_stream(start: Message) -> bool:
-    return (b"content-type", b"text/event-stream") in [(name, value.partition(b";")[0]) for name, value in start["headers"]]
+    return (b"content-type", b"text/event-stream") in [
+        (name, value.partition(b";")[0]) for name, value in start["headers"]
+    ]
 
 
 def _handed_on(scope: Scope) -> dict[str, Any]:

@@ -120,5 +120,7 @@ class _Merged(CollectorRegistry):
                 if metric.name in _COUNTED_BEFORE:
                     continue
                 samples = [s._replace(labels={**s.labels, "replica": replica}) for s in metric.samples]
-                merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type)).samples += samples
+                merged.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type)
+                ).samples += samples
         return merged.values()

@@ -19,7 +19,7 @@ import ray
 from ray import serve as ray_serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from terseformer.errors import UserError
 from terseformer.folder import find
@@ -84,7 +84,6 @@ def serve(
             raise UserError("on a cluster give --threads, the cores that a replica uses")
         threads = threads or max(1, default_threads() // scaling.most)
         replica = ray_serve.deployment(
-            _Deployed,
             name="replica",
             **_numbers(scaling, limits),
             max_ongoing_requests=MAX_CONNECTIONS,  # it refuses by itself what is too much for it
@@ -93,7 +92,7 @@ def serve(
             graceful_shutdown_timeout_s=limits.timeout,  # one that is removed finishes what it has begun
             graceful_shutdown_wait_loop_s=0.5,
             logging_config={"enable_access_log": False},
-        ).bind(
+        )(_Deployed).bind(
             folders,
             limits,
             dtype=dtype,
@@ -128,6 +127,7 @@ class _Replicas:
     async def ask(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[list[Any], None]:
         """As `Replicas` says."""
         response = self._answer.remote(scope, body)
+        assert isinstance(response, DeploymentResponseGenerator)
         try:
             async for messages in response:
                 yield messages
@@ -176,7 +176,9 @@ def _cluster(address: str, cpus: int) -> Iterator[None]:
         ("_private.authentication", logging.ERROR),
     ):  # all is well, they say
         logging.getLogger(f"ray.{name}").setLevel(level)
-    own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if address == LOCAL else {}
+    own: dict[str, Any] = (
+        {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if address == LOCAL else {}
+    )
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:

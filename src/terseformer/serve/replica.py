@@ -80,7 +80,7 @@ class Replica:
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = message | {"route": getattr(scope.get("route"), "path", "")}
+                message = {**message, "route": getattr(scope.get("route"), "path", "")}
             messages.put_nowait(message)
 
         try:

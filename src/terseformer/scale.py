@@ -21,6 +21,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayErr
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from terseformer import native
 from terseformer.errors import UserError
 from terseformer.folder import find
 from terseformer.layout import Dtype
@@ -38,6 +39,8 @@ from terseformer.threads import default_threads
 
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError, RequestCancelledError)
 _OBJECT_STORE_BYTES = 128 << 20  # answers in small parts, of which few are on their way
+_NAME = "replica"
+_STARTS = 3  # that may fail before there is one
 _HEALTH_SECONDS = 2.0
 _METRICS_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -84,11 +87,12 @@ def serve(
             raise UserError("on a cluster give --threads, the cores that a replica uses")
         threads = threads or max(1, default_threads() // scaling.most)
         replica = ray_serve.deployment(
-            name="replica",
+            name=_NAME,
             **_numbers(scaling, limits),
             max_ongoing_requests=MAX_CONNECTIONS,  # it refuses by itself what is too much for it
             ray_actor_options={"num_cpus": threads},
             health_check_period_s=_HEALTH_SECONDS,
+            max_constructor_retry_count=_STARTS,
             graceful_shutdown_timeout_s=limits.timeout,  # one that is removed finishes what it has begun
             graceful_shutdown_wait_loop_s=0.5,
             logging_config={"enable_access_log": False},
@@ -176,19 +180,19 @@ def _cluster(address: str, cpus: int) -> Iterator[None]:
         ("_private.authentication", logging.ERROR),
     ):  # all is well, they say
         logging.getLogger(f"ray.{name}").setLevel(level)
-    own: dict[str, Any] = (
-        {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if address == LOCAL else {}
-    )
+    own: dict[str, Any] = {}
+    if address == LOCAL:
+        own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        cores = native.physical_cores()
+        if cpus > cores:
+            _log.warning(
+                "the replicas have %s threads, and this machine %s cores: they slow each other down", cpus, cores
+            )
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"there is no joining Ray at {address}: {error}") from None
     try:
-        there = ray.cluster_resources().get("CPU", 0)
-        if address == LOCAL and there < cpus:
-            raise UserError(
-                f"the replicas need {cpus} CPUs, and this machine has {there:.0f}; give fewer --replicas or --threads"
-            )
         yield
     finally:
         ray.shutdown()
@@ -204,8 +208,10 @@ def _running(replica: Any, listener: socket.socket) -> Iterator[DeploymentHandle
     try:
         try:
             handle = ray_serve.run(replica, name=name, route_prefix=None)
-        except RuntimeError as error:
-            raise UserError(f"the replicas do not start: {error}") from None
+        except RuntimeError:
+            told = ray_serve.status().applications[name].deployments[_NAME].message
+            reason = told.strip().splitlines()[-1].removeprefix("terseformer.errors.UserError: ")  # a traceback's end
+            raise UserError(f"the replicas do not start: {reason}") from None
         yield handle
     finally:
         ray_serve.delete(name)

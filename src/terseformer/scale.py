@@ -80,7 +80,7 @@ def serve(
     """
     log_to_stderr()
     with listen(host, port) as listener:
-        folders = named_folders(checkpoints)
+        folders = {name: folder.absolute() for name, folder in named_folders(checkpoints).items()}
         for folder in folders.values():  # here, so that a mistake is told at once, and not by every replica
             pack(find(folder), dtype)
         if scaling.address != LOCAL and threads is None:

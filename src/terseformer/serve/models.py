@@ -77,11 +77,10 @@ def named_folders(checkpoints: Sequence[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for given in checkpoints:
         name, _, folder = given.rpartition("=") if "=" in given and not os.path.exists(given) else ("", "", given)
-        path = Path(os.path.abspath(folder))
-        name = name or path.name
+        name = name or Path(os.path.abspath(folder)).name
         if name in folders:
             raise UserError(f"there are two models {name!r}; give one of them another name: NAME={folder}")
-        folders[name] = path
+        folders[name] = Path(folder)
     return folders
 
 

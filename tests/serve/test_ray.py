@@ -23,6 +23,7 @@ from served import PROMPT, ServerProcess
 from terseformer import cli
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 
 KEY = "one"
 LONG: dict[str, Any] = {"model": "slow", "prompt": "abc", "max_tokens": 400, "logprobs": 0}  # an event for each token

@@ -87,14 +87,18 @@ def test_mistakes_are_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch, caps
             assert message in shown.err
 
 
-def test_without_the_extra_it_says_what_to_install(runs: Path) -> None:
-    code = "import sys; sys.modules['fastapi'] = None; from terseformer.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(runs / "small")]
+@pytest.mark.parametrize(
+    ("package", "extra", "flags"), [("fastapi", "serve", []), ("ray", "ray", ["--ray"])], ids=["serve", "ray"]
+)
+def test_without_the_extra_it_says_what_to_install(package: str, extra: str, flags: list[str], runs: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from terseformer.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(runs / "small"), *flags]
     environment = {"PYTHONPATH": str(Path(terseformer.__file__).parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
+    verb = " ".join(["terse serve", *flags])
     assert done.stderr == (
-        "terse: terse serve needs the package fastapi; install the extra: pip install 'terseformer[serve]'\n"
+        f"terse: {verb} needs the package {package}; install the extra: pip install 'terseformer[{extra}]'\n"
     )
 
 

@@ -24,6 +24,7 @@ terse: Scaling Transformers, trained beside their dense twins and decoded on CPU
   terse generate runs/small-1m "In the beginning"     write; --temperature 0 takes the likeliest token each time
   terse chat runs/small-1m                            write on, line by line
   terse serve runs/small-1m                           answer OpenAI's clients at http://127.0.0.1:8000/v1
+  terse serve runs/small-1m --ray --replicas 2        the same by two processes on Ray
   terse summarize runs/summarize-short text.txt       a line for a text, by an encoder-decoder
   terse pack runs/small-1m --dtype int8               make the file that decoding maps into memory
   terse convert --from trax model.json model.weights.npy.gz models/converted

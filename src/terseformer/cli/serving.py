@@ -2,6 +2,7 @@
 
 # Without `from __future__ import annotations`: flags are made from annotations whose names are imported late.
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from terseformer.errors import UserError
 def serve(args: Sequence[str]) -> None:
     """Starts the server."""
     from terseformer.serve.limits import Limits
+    from terseformer.serve.scaling import Scaling
 
     def serve(
         checkpoints: tuple[str, ...],
@@ -27,6 +29,8 @@ def serve(args: Sequence[str]) -> None:
         cache_folder: Path | None = None,
         dtype: Literal["f32", "bf16", "int8"] = "f32",
         threads: int = 0,
+        ray: bool = False,
+        scaling: Scaling = Scaling(),  # noqa: B008
     ) -> None:
         """Answers OpenAI's clients: texts, conversations, log-probabilities, JSON by a schema; /docs shows all.
 
@@ -40,17 +44,28 @@ def serve(args: Sequence[str]) -> None:
             cache_disk: megabytes of the prefix cache on disk; 0: none.
             cache_folder: where it lies; without one, in the folder for fetched files.
             dtype: of the engines' weights.
-            threads: of each engine; 0: the physical cores, or TERSE_THREADS.
+            threads: of each engine; 0: the physical cores, or TERSE_THREADS; replicas share these.
+            ray: serve by replicas on Ray, on this machine or a cluster.
+            scaling: how many replicas, and where.
         """
         if not checkpoints:
             raise UserError("terse serve needs a checkpoint's or a run's folder, such as: terse serve runs/small-1m")
+        if not ray and scaling != Scaling():
+            raise UserError("replicas and their cluster are Ray's; give --ray too")
         try:
-            from terseformer.serve.main import serve
+            if ray:
+                scaling.prepare()
+                from terseformer.scale import serve as serve_on_ray
+
+                serve = functools.partial(serve_on_ray, scaling=scaling)
+            else:
+                from terseformer.serve.main import serve
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("terseformer"):
                 raise
+            verb, extra = ("terse serve --ray", "ray") if ray else ("terse serve", "serve")
             raise UserError(
-                f"terse serve needs the package {error.name}; install the extra: pip install 'terseformer[serve]'"
+                f"{verb} needs the package {error.name}; install the extra: pip install 'terseformer[{extra}]'"
             ) from None
         keys = (*api_key, *filter(None, [os.environ.get("TERSE_API_KEY")]))
         serve(

@@ -19,7 +19,7 @@ from terseformer.serve.cache import PrefixCache
 from terseformer.serve.errors import add_handlers
 from terseformer.serve.guard import Guard
 from terseformer.serve.limits import Limits
-from terseformer.serve.metrics import Metrics
+from terseformer.serve.metrics import METRICS_TYPE, Metrics
 from terseformer.serve.models import ServedModel
 from terseformer.serve.scheduler import Scheduler
 from terseformer.serve.server import Server, server_of
@@ -101,4 +101,4 @@ async def health(request: Request) -> Response:
 @_router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
-    return Response(server_of(request).metrics.show(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(server_of(request).metrics.show(), media_type=METRICS_TYPE)

@@ -11,14 +11,18 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from terseformer.data import default_cache
 from terseformer.engine import Session, Snapshot
+from terseformer.errors import UserError
 from terseformer.serve.disk import DiskCache, Key
 
 _RECENT = 64
 """Prompts that a new one is compared with."""
+_MB = 1 << 20
 
 
 class PrefixCache:
@@ -120,3 +124,28 @@ def _keys(model: str, tokens: Sequence[int], lengths: Iterable[int]) -> list[Key
         done = length
         keys.append(Key(model, length, digest.copy().hexdigest()))
     return keys
+
+
+def open_cache(memory: int, disk: int, folder: Path | None) -> PrefixCache | None:
+    """A prefix cache with what its folder holds.
+
+    Args:
+        memory: megabytes in memory; 0: there is no cache.
+        disk: megabytes on disk; 0: none.
+        folder: where; default: in the folder for fetched files.
+
+    Raises:
+        UserError: the folder cannot be used.
+    """
+    if not memory:
+        return None
+    if not disk:
+        return PrefixCache(memory * _MB)
+    folder = folder or default_cache() / "prefixes"
+    try:
+        return PrefixCache(memory * _MB, DiskCache(folder, disk * _MB))
+    except OSError as error:
+        raise UserError(
+            f"the prefix cache cannot be kept in {folder}: {error.strerror or error}; give another --cache-folder, or "
+            "--cache-disk 0"
+        ) from None

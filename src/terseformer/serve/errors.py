@@ -68,6 +68,16 @@ def internal_error() -> ApiError:
     return ApiError(500, "the server has made a mistake; its log says which", code="internal_error")
 
 
+def replica_lost() -> ApiError:
+    """The error of a request whose replica has ended, where it cannot be handed to another."""
+    return ApiError(503, "the replica that wrote this has ended; ask again", code="replica_lost")
+
+
+def no_replica() -> ApiError:
+    """The error of a request that no replica can answer."""
+    return ApiError(503, "no replica answers; try again later", code="no_replica")
+
+
 def add_handlers(app: FastAPI) -> None:
     """Makes an application answer every error in OpenAI's form."""
 

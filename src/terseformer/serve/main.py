@@ -8,24 +8,22 @@ import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from terseformer.data import default_cache
 from terseformer.errors import UserError
 from terseformer.layout import Dtype
 from terseformer.serve.app import create_app
-from terseformer.serve.cache import PrefixCache
-from terseformer.serve.disk import DiskCache
+from terseformer.serve.cache import open_cache
 from terseformer.serve.limits import Limits
-from terseformer.serve.models import ServedModel, load_models
-from terseformer.serve.scheduler import Scheduler
+from terseformer.serve.models import load_models, named_folders
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_MAX_CONNECTIONS = 256
-_MB = 1 << 20
+MAX_CONNECTIONS = 256
 
 
 def serve(
@@ -44,7 +42,7 @@ def serve(
     """Serves models until it is told to stop: by SIGTERM, or Ctrl-C; a second one stops it at once.
 
     Args:
-        checkpoints: as `load_models` takes them.
+        checkpoints: as `named_folders` takes them.
         limits: how much is taken on.
         host: the address to listen at.
         port: 0: any that is free.
@@ -58,35 +56,63 @@ def serve(
     Raises:
         UserError: a checkpoint cannot be used, or there is no listening at this address.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    is_local = _is_loopback(host)
-    with _listen(host, port) as listener:
-        models = load_models(checkpoints, dtype, threads)
-        cache = _cache(cache_memory, cache_disk, cache_folder) if cache_memory else None
-        # With a key, which no page of another site knows, a proxy may call the server by another name.
-        hosts = _LOOPBACK_NAMES | {host} if is_local and not keys else None
-        app = create_app(models, limits, cache, keys, hosts)
-        if not is_local and not keys:
-            print(f"terse: whoever reaches {host} may use this server; --api-key limits that", file=sys.stderr)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=_MAX_CONNECTIONS,
-            timeout_graceful_shutdown=int(limits.grace) + 5,
-        )
-        with contextlib.suppress(KeyboardInterrupt):  # raised once more when all has come to its end
-            _Server(config, app.state.server.scheduler, limits, _greeting(models, listener)).run([listener])
+    log_to_stderr()
+    with listen(host, port) as listener:
+        models = load_models(named_folders(checkpoints), dtype, threads)
+        cache = open_cache(cache_memory, cache_disk, cache_folder)
+        app = create_app(models, limits, cache, keys, own_names(host, keys))
+        engine = models[0].engine
+        how = f"{engine.isa}, {engine.threads} threads, {engine.dtype}"
+        run(app, app.state.server.scheduler, limits, listener, [model.name for model in models], how)
+
+
+@runtime_checkable
+class Work(Protocol):
+    """What a server does, as it is told of the server's end."""
+
+    def close(self) -> None:
+        """Takes nothing new; what there is goes on."""
+
+    def stop(self) -> None:
+        """Ends all, with an error each; from any thread."""
+
+
+def run(app: ASGIApp, work: Work, limits: Limits, listener: socket.socket, names: Sequence[str], how: str) -> None:
+    """Runs an application until it is told to stop: by SIGTERM, or Ctrl-C; a second one stops it at once.
+
+    Args:
+        app: answers.
+        work: is told of the end.
+        limits: how long that may take.
+        listener: where requests come in.
+        names: of the models.
+        how: they run.
+    """
+    config = uvicorn.Config(
+        app,
+        # The same whatever else is installed.
+        http="h11",
+        loop="asyncio",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=int(limits.grace) + 5,
+    )
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    with contextlib.suppress(KeyboardInterrupt):  # raised once more when all has come to its end
+        _Server(config, work, limits, f"serving {', '.join(names)} at {address}/v1 ({how})").run([listener])
 
 
 class _Server(uvicorn.Server):
     """Says when it listens; when it is to stop, takes nothing new and ends after a while what does not end itself."""
 
-    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, limits: Limits, greeting: str) -> None:
+    def __init__(self, config: uvicorn.Config, work: Work, limits: Limits, greeting: str) -> None:
         super().__init__(config)
-        self._scheduler, self._grace, self._greeting = scheduler, limits.grace, greeting
+        self._work, self._grace, self._greeting = work, limits.grace, greeting
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -94,27 +120,29 @@ class _Server(uvicorn.Server):
             print(self._greeting, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._scheduler.close()
+        self._work.close()
         ending = asyncio.ensure_future(self._end())
         await super().shutdown(sockets)
         ending.cancel()
 
     async def _end(self) -> None:
         await asyncio.sleep(self._grace)
-        await asyncio.to_thread(self._scheduler.stop)
+        await asyncio.to_thread(self._work.stop)
 
 
-def _cache(memory: int, disk: int, folder: Path | None) -> PrefixCache:
-    if not disk:
-        return PrefixCache(memory * _MB)
-    folder = folder or default_cache() / "prefixes"
-    try:
-        return PrefixCache(memory * _MB, DiskCache(folder, disk * _MB))
-    except OSError as error:
-        raise UserError(
-            f"the prefix cache cannot be kept in {folder}: {error.strerror or error}; give another --cache-folder, or "
-            "--cache-disk 0"
-        ) from None
+def log_to_stderr() -> None:
+    """Shows warnings and errors."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+
+
+def own_names(host: str, keys: Sequence[str]) -> Collection[str] | None:
+    """The names by which a server may be called; None: any. Warns where all may come in."""
+    if not _is_loopback(host):
+        if not keys:
+            print(f"terse: whoever reaches {host} may use this server; --api-key limits that", file=sys.stderr)
+        return None
+    # With a key, which no page of another site knows, a proxy may call the server by another name.
+    return None if keys else _LOOPBACK_NAMES | {host}
 
 
 def _is_loopback(host: str) -> bool:
@@ -124,7 +152,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: an address.
+        port: 0: any that is free.
+
+    Raises:
+        UserError: there is no listening at this address.
+    """
     if not 0 <= port < 1 << 16:
         raise UserError(f"--port must lie in [0, 65535], not {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -134,11 +171,3 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(
             f"there is no listening at {host}, port {port}: {error}; give another --host or --port"
         ) from None
-
-
-def _greeting(models: Sequence[ServedModel], listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    engine = models[0].engine
-    names = ", ".join(model.name for model in models)
-    return f"serving {names} at {address}/v1 ({engine.isa}, {engine.threads} threads, {engine.dtype})"

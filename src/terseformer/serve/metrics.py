@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from terseformer.serve.job import Job
 from terseformer.serve.models import ServedModel
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_COUNTED_BEFORE = ("terse_requests", "terse_requests_created")
 _RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -64,6 +67,10 @@ class Metrics:
             registry=registry,
         )
 
+    def count(self, name: str, meaning: str) -> Counter:
+        """Adds a counter."""
+        return Counter(name, meaning, registry=self._registry)
+
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Adds a gauge whose value is asked for."""
         Gauge(name, meaning, registry=self._registry).set_function(value)
@@ -86,6 +93,34 @@ class Metrics:
         if job.first_token is not None and now > job.first_token:
             self._rate.labels(model).observe(job.completion_tokens / (now - job.first_token))
 
-    def show(self) -> bytes:
-        """All of them, in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def show(self, replicas: Mapping[str, str] | None = None) -> bytes:
+        """All of them, in Prometheus' text format.
+
+        Args:
+            replicas: by name, what each shows of its own, which gets the label `replica`; but the answers are counted
+                where they are handed on.
+        """
+        if not replicas:
+            return generate_latest(self._registry)
+        return generate_latest(_Merged(self._registry, replicas))
+
+
+class _Merged(CollectorRegistry):
+    """A registry's metrics and those of replicas."""
+
+    def __init__(self, own: CollectorRegistry, replicas: Mapping[str, str]) -> None:
+        super().__init__()
+        self._own, self._replicas = own, replicas
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics by name."""
+        merged = {metric.name: metric for metric in self._own.collect()}
+        for replica, page in self._replicas.items():
+            for metric in text_string_to_metric_families(page):
+                if metric.name in _COUNTED_BEFORE:
+                    continue
+                samples = [s._replace(labels={**s.labels, "replica": replica}) for s in metric.samples]
+                merged.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type)
+                ).samples += samples
+        return merged.values()

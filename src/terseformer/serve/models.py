@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,28 +65,40 @@ class ServedModel:
         return prompt_ids(self.tokenizer, text, self.pad_token_id)
 
 
-def load_models(checkpoints: Sequence[str], dtype: Dtype, threads: int | None) -> list[ServedModel]:
-    """Loads models, each of which is packed first if it has to be.
+def named_folders(checkpoints: Sequence[str]) -> dict[str, Path]:
+    """The folders of models by their names.
 
     Args:
         checkpoints: a folder each, of a checkpoint or run, whose name is the model's; or NAME=FOLDER.
+
+    Raises:
+        UserError: two have one name.
+    """
+    folders: dict[str, Path] = {}
+    for given in checkpoints:
+        name, _, folder = given.rpartition("=") if "=" in given and not os.path.exists(given) else ("", "", given)
+        name = name or Path(os.path.abspath(folder)).name
+        if name in folders:
+            raise UserError(f"there are two models {name!r}; give one of them another name: NAME={folder}")
+        folders[name] = Path(folder)
+    return folders
+
+
+def load_models(folders: Mapping[str, Path], dtype: Dtype, threads: int | None) -> list[ServedModel]:
+    """Loads models, each of which is packed first if it has to be.
+
+    Args:
+        folders: of a checkpoint or run each, by the model's name.
         dtype: of the weights.
         threads: of each engine.
 
     Raises:
-        UserError: a checkpoint cannot be used, or two have one name.
+        UserError: a checkpoint cannot be used.
     """
-    models: dict[str, ServedModel] = {}
-    for given in checkpoints:
-        name, _, folder = given.rpartition("=") if "=" in given and not os.path.exists(given) else ("", "", given)
-        name = name or Path(os.path.abspath(folder)).name
-        if name in models:
-            raise UserError(f"there are two models {name!r}; give one of them another name: NAME={folder}")
-        models[name] = load_model(name, folder, dtype, threads)
-    return list(models.values())
+    return [load_model(name, folder, dtype, threads) for name, folder in folders.items()]
 
 
-def load_model(name: str, folder: str, dtype: Dtype = "f32", threads: int | None = None) -> ServedModel:
+def load_model(name: str, folder: Path, dtype: Dtype = "f32", threads: int | None = None) -> ServedModel:
     """Loads a checkpoint's or run's folder.
 
     Raises:

@@ -45,7 +45,7 @@ async def respond(server: Server, request: Request, job: Job, form: Form, stream
     if stream:
         return EventStream(server, job, form)
     try:
-        response = await _unless_client_leaves(_collect(server, job, form), request.receive)
+        response = await unless_client_leaves(_collect(server, job, form), request.receive)
     finally:
         server.scheduler.cancel(job)
     return _GONE if response is None else response
@@ -77,7 +77,7 @@ class EventStream(Response):
             await asyncio.wait_for(send(message), self._server.limits.stall)
 
         try:
-            await _unless_client_leaves(self._send_all(scope, receive, send_soon), receive)
+            await unless_client_leaves(self._send_all(scope, receive, send_soon), receive)
         except asyncio.TimeoutError:
             _log.warning("a client does not read its stream, which is ended")
         finally:
@@ -92,16 +92,17 @@ class EventStream(Response):
                     started = True
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 if data is not None:
-                    await send(_event(to_json(data)))
+                    await send(event(to_json(data)))
         except ApiError as error:
             if not started:
                 await error.response()(scope, receive, send)
                 return
-            await send(_event(json.dumps(error.body())))
-        await send(_event("[DONE]", last=True))
+            await send(event(json.dumps(error.body())))
+        await send(event("[DONE]", last=True))
 
 
-def _event(data: str, last: bool = False) -> Message:
+def event(data: str, last: bool = False) -> Message:
+    """One of a stream's events."""
     return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": not last}
 
 
@@ -110,17 +111,17 @@ def to_json(data: BaseModel) -> str:
     return data.model_dump_json(by_alias=True, exclude_unset=True, warnings=False)
 
 
-async def _unless_client_leaves(work: Coroutine[Any, Any, Any], receive: Receive) -> Any:
+async def unless_client_leaves(work: Coroutine[Any, Any, Any], receive: Receive) -> Any:
     """The result of some work; None where the client has gone before it was done."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        await _stop(working, leaving)
+        await stop(working, leaving)
 
 
-async def _stop(*tasks: asyncio.Future[Any]) -> None:
+async def stop(*tasks: asyncio.Future[Any]) -> None:
     """Cancels tasks until they have ended: before Python 3.12, `wait_for` may swallow a cancellation."""
     going = set(tasks)
     while going:

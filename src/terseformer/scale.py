@@ -174,12 +174,9 @@ def _numbers(scaling: Scaling, limits: Limits) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _cluster(address: str, cpus: int) -> Iterator[None]:
-    """Joins a cluster, or begins one that this machine alone can reach, and that ends with this process."""
-    for name, level in (
-        ("serve", logging.WARNING),
-        ("_private.authentication", logging.ERROR),
-    ):  # all is well, they say
-        logging.getLogger(f"ray.{name}").setLevel(level)
+    """Joins a cluster, or begins one for this process, with which it ends."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that all is well
     own: dict[str, Any] = {}
     if address == LOCAL:
         own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}

@@ -18,6 +18,7 @@ from terseformer.errors import UserError
 from terseformer.layout import Dtype
 from terseformer.serve.app import create_app
 from terseformer.serve.cache import PrefixCache
+from terseformer.serve.connection import connection
 from terseformer.serve.disk import DiskCache
 from terseformer.serve.limits import Limits
 from terseformer.serve.models import ServedModel, load_models
@@ -70,6 +71,8 @@ def serve(
             print(f"terse: whoever reaches {host} may use this server; --api-key limits that", file=sys.stderr)
         config = uvicorn.Config(
             app,
+            http=connection(limits.stall),
+            ws="none",
             log_level="warning",
             access_log=False,
             proxy_headers=False,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from served import HEAD, PROMPT, ServerProcess, request_of, until
+from terseformer.serve.main import _listen
 
 ASKED = {"model": "small", "prompt": PROMPT, "max_tokens": 40, "seed": 3}
 
@@ -59,6 +60,13 @@ def test_half_a_header_after_an_answer_is_not_waited_for(hasty: ServerProcess) -
         assert ended(connection)
 
 
+def test_a_piece_of_an_answer_does_not_wait_for_the_client_to_confirm_the_last() -> None:
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_silent_connections_keep_nobody_out(server: ServerProcess) -> None:
     expected = server.client().completions.create(**ASKED).choices[0].text
     with ExitStack() as stack:
@@ -102,7 +110,7 @@ def test_clients_may_leave_at_any_moment(runs: Path) -> None:
 
         asking = threading.Thread(target=ask)
         asking.start()
-        for _ in range(150):
+        for _ in range(80):
             request = request_of(ASKED | {"max_tokens": 200, "n": 4, "stream": draw.random() < 0.7, "logprobs": 1})
             with server.connect() as connection:
                 connection.sendall(request[: draw.choice([draw.randrange(len(request)), len(request)])])

@@ -132,11 +132,13 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--port must lie in [0, 65535], not {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise UserError(
             f"there is no listening at {host}, port {port}: {error}; give another --host or --port"
         ) from None
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its connections' too: no event waits for the last
+    return listener
 
 
 def _greeting(models: Sequence[ServedModel], listener: socket.socket) -> str:

@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--preset", help="serve random weights of this size, with the checkpoint's tokenizer")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64])
     parser.add_argument("--seconds", type=float, default=30.0, help="of each level")
+    parser.add_argument("--threads", type=int, help="of the engine; default: all cores")
     parser.add_argument("--print", action="store_true", help="leave the document alone")
     arguments = parser.parse_args()
     command = f"python benchmarks/load.py {' '.join(sys.argv[1:])}"
@@ -151,7 +152,7 @@ def main() -> None:
         checkpoint = arguments.checkpoint
         if arguments.preset:
             checkpoint = random_checkpoint(arguments.preset, checkpoint, Path(folder))
-        with Server(checkpoint, "--cache-memory", 0) as server:
+        with Server(checkpoint, arguments.threads, "--cache-memory", 0) as server:
             levels = asyncio.run(measure_all(server, checkpoint, arguments.clients, arguments.seconds))
             body = f"{origin(command, server)}\n\n{table(levels)}"
     if not arguments.print:

@@ -29,8 +29,9 @@ MEGABYTE = 2**20
 class Server:
     """`terse serve` of one checkpoint at a free port, until the block ends."""
 
-    def __init__(self, checkpoint: Path, *flags: object) -> None:
+    def __init__(self, checkpoint: Path, threads: int | None, *flags: object) -> None:
         command = [sys.executable, "-m", "terseformer", "serve", f"model={checkpoint}", "--port", "0", *map(str, flags)]
+        command += ["--threads", str(threads)] if threads else []
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.greeting = self._process.stdout.readline().strip()

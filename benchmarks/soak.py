@@ -165,12 +165,13 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint or run")
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--threads", type=int, help="of the engine; default: all cores")
     parser.add_argument("--print", action="store_true", help="leave the document alone")
     arguments = parser.parse_args()
     command = f"python benchmarks/soak.py {' '.join(sys.argv[1:])}"
     with (
         tempfile.TemporaryDirectory() as folder,
-        Server(arguments.checkpoint, *FLAGS, "--cache-folder", folder) as server,
+        Server(arguments.checkpoint, arguments.threads, *FLAGS, "--cache-folder", folder) as server,
     ):
         soak, body = asyncio.run(run(server, arguments.checkpoint, arguments.clients, 60 * arguments.minutes))
         body = f"{origin(command, server)}\n\n{body}"

@@ -12,8 +12,10 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from terseformer.sampling import SamplingConfig
+from terseformer.serve.delivery import Delivery
 from terseformer.serve.errors import ApiError
 from terseformer.serve.guard import Guard
+from terseformer.serve.guided import Grammar
 from terseformer.serve.job import Client, Job, Prompt
 from terseformer.serve.lane import Lane
 from terseformer.serve.limits import Limits
@@ -25,35 +27,50 @@ class Panic(BaseException):
     """What a Rust library raises: no Exception."""
 
 
-class Delivered(list[Any]):
-    """What has been sent, in place of an event loop's queue."""
+class Delivered(Delivery):
+    """What has been sent, without an event loop."""
 
     pending = 0
-    put = list.append
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def put(self, item: Any) -> None:
+        self.sent.append(item)
 
 
-class Broken:
+class Broken(Grammar):
     """A grammar that cannot be begun."""
+
+    def __init__(self) -> None: ...
 
     def copy(self) -> Broken:
         raise Panic
 
 
-def make_job(delivery: Delivered, **more: Any) -> Job:
-    sampling = SamplingConfig(temperature=0.0, max_new_tokens=4)
-    common = {"model": "small", "client": Client("a"), "num_texts": 1, "sampling": sampling, "max_tokens": 4, "seed": 0}
-    return Job(**common, prompts=[Prompt(tokens=[1, 2, 3])], delivery=delivery, **more)
+def make_job(delivery: Delivered, grammar: Grammar | None = None) -> Job:
+    return Job(
+        model="small",
+        client=Client("a"),
+        prompts=[Prompt(tokens=[1, 2, 3])],
+        num_texts=1,
+        sampling=SamplingConfig(temperature=0.0, max_new_tokens=4),
+        max_tokens=4,
+        seed=0,
+        delivery=delivery,
+        grammar=grammar,
+    )
 
 
 def test_a_panic_fails_one_job(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
     lane = Lane(load_model("small", str(runs / "small"), threads=1), Limits(), None, Metrics(), lambda _: None)
     whole, broken = Delivered(), Delivered()
-    lane.add(make_job(broken, grammar=Broken()))
+    lane.add(make_job(broken, Broken()))
     lane.add(make_job(whole))
     while lane.busy:
         lane.round()
-    assert [(type(item), item.status) for item in broken] == [(ApiError, 500)]
-    assert whole[-1].completion_tokens == 4
+    assert [(type(item), item.status) for item in broken.sent] == [(ApiError, 500)]
+    assert whole.sent[-1].completion_tokens == 4
     assert "Panic" in caplog.text
 
 

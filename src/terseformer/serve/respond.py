@@ -16,7 +16,7 @@ from terseformer.serve.errors import ApiError
 from terseformer.serve.job import Job
 from terseformer.serve.server import Server
 
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM: dict[str, Any] = {"text/event-stream": {}}
 """What a route answers beside its structure, for its description."""
 _GONE = Response(status_code=499)  # nobody reads it
 

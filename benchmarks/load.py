@@ -5,7 +5,8 @@ python benchmarks/load.py runs/demo/sparse --preset small-5m-ff16     # of that 
 python benchmarks/load.py runs/demo/sparse --clients 1 4 --seconds 2 --print
 
 Every client sends its next request when the last one is answered. The server and all clients share this machine. Every
-answer must be the one that the same request got alone; nothing is remembered between requests (`--cache-memory 0`).
+answer without a temperature must be the one that the same request got alone, and of drawn ones it is counted how many
+are not; nothing is remembered between requests (`--cache-memory 0`).
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class Level:
     refused: int = 0
     lost: int = 0
     wrong: int = 0
+    differ: int = 0
     memory: int = 0
 
-    def take(self, answer: Answer, expected: str) -> None:
+    def take(self, answer: Answer, body: dict[str, Any], expected: str) -> None:
         """Counts an answer."""
         if answer.status == 429:
             self.refused += 1
@@ -60,7 +62,9 @@ class Level:
             self.lost += 1
         else:
             self.answers.append(answer)
-            self.wrong += answer.text != expected
+            if answer.text != expected:
+                self.differ += bool(body["temperature"])
+                self.wrong += not body["temperature"]
 
 
 async def measure(
@@ -79,7 +83,7 @@ async def measure(
         turn = number * len(requests) // clients
         while time.perf_counter() < begin + seconds:
             body, expected = requests[turn % len(requests)]
-            level.take(await stream(session, body), expected)
+            level.take(await stream(session, body), body, expected)
             turn += 1
 
     async def clock() -> None:
@@ -120,6 +124,7 @@ def row(level: Level) -> str:
         level.refused,
         level.lost,
         level.wrong,
+        level.differ,
         f"{level.memory / MEGABYTE:,.0f} MiB",
     ]
     return f"| {' | '.join(map(str, cells))} |"
@@ -130,8 +135,8 @@ def table(levels: Sequence[Level]) -> str:
     return "\n".join(
         [
             "| clients | tokens/s | first token, ms: p50 / p95 / p99 | per token, ms: p50 / p95 / p99 "
-            "| answered | refused | lost | wrong | server's memory |",
-            f"|{'---:|' * 9}",
+            "| answered | refused | lost | wrong | drawn otherwise | server's memory |",
+            f"|{'---:|' * 10}",
             *map(row, levels),
         ]
     )

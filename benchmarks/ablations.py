@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from quality import ROOT, replace_between
+from document import ROOT, replace_between
 
 from terseformer.training_log import METRICS, read_metrics
 
@@ -75,7 +75,7 @@ def main() -> None:
             RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     lines = ["| change | flags | validation loss |", "|---|---|---:|"]
     lines += [f"| {name} | `{flags}` | {results[flags]:.3f} |" for name, flags in ROWS.items() if flags in results]
-    replace_between("ablations", "\n".join(lines))
+    replace_between("results.md", "ablations", "\n".join(lines))
 
 
 if __name__ == "__main__":

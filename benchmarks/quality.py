@@ -16,6 +16,8 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+from document import ROOT, replace_between
+
 from terseformer import checkpoint
 from terseformer.accounting import account
 from terseformer.presets import preset
@@ -23,7 +25,6 @@ from terseformer.recipe import load_recipe
 from terseformer.training import train
 from terseformer.training_log import METRICS, read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 VARIANTS = ("dense", "ff8", "ff16", "ff32", "ff64", "qkv", "ff-qkv", "ff-qkv-loss")
 
@@ -131,15 +132,6 @@ def plot(family: str, variants: dict[str, list[dict]]) -> Path:
     return path
 
 
-def replace_between(name: str, body: str) -> None:
-    """Replaces what stands between a pair of markers of docs/results.md."""
-    document = ROOT / "docs" / "results.md"
-    begin, end = f"<!-- {name} begin -->", f"<!-- {name} end -->"
-    head, _, rest = document.read_text(encoding="utf-8").partition(begin)
-    tail = rest.partition(end)[2]
-    document.write_text(f"{head}{begin}\n{body}\n{end}{tail}", encoding="utf-8")
-
-
 def render() -> None:
     """Writes the table and the curves of each family into docs/results.md."""
     for family, variants in load_results().items():
@@ -147,7 +139,7 @@ def render() -> None:
         rows = json.loads(speed_file.read_text(encoding="utf-8"))["rows"] if speed_file.exists() else []
         speeds = {row["name"]: row for row in rows} | ({f"{family}-dense": rows[0]} if rows else {})
         plot(family, variants)
-        replace_between(family, f"{table(variants, speeds)}\n\n![{family}](results/{family}.svg)")
+        replace_between("results.md", family, f"{table(variants, speeds)}\n\n![{family}](results/{family}.svg)")
 
 
 def main() -> None:

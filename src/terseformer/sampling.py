@@ -56,7 +56,7 @@ class SamplingConfig:
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "in [0.01, 100]"),
             ("no_repeat_ngram_size", 0 <= self.no_repeat_ngram_size < 2**31, "in [0, 2^31)"),
             ("num_beams", 1 <= self.num_beams <= MAX_BEAMS, f"in [1, {MAX_BEAMS}]"),
             ("length_penalty", -10 <= self.length_penalty <= 10, "in [-10, 10]"),

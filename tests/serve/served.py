@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 from openai import OpenAI
 
 CONTEXT = 256
+HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 PROMPT = "abc def ghi jab cde fgh ija bcd efg hij abc def"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits until something is true."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it has not come true")
+
+
+def request_of(body: dict[str, Any]) -> bytes:
+    """A completion's request as it is sent."""
+    text = json.dumps(body)
+    return f"{HEAD}Content-Length: {len(text)}\r\n\r\n{text}".encode()
 
 
 class ServerProcess:
@@ -50,6 +72,17 @@ class ServerProcess:
         """The sum of a metric over its labels."""
         lines = re.findall(rf"^{name}(?:\{{.*?\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
         return sum(map(float, lines))
+
+    @property
+    def connections(self) -> int:
+        """Connections that the server holds open."""
+        held = psutil.Process(self.process.pid).net_connections("tcp")
+        return sum(connection.status != psutil.CONN_LISTEN for connection in held)
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        address = urlsplit(self.url)
+        return socket.create_connection((address.hostname, address.port), 60)
 
     def errors(self) -> str:
         """What the server has written to its standard error."""

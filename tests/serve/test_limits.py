@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import APIError, APIStatusError, AuthenticationError, OpenAI, RateLimitError
 
-from served import PROMPT, ServerProcess
+from served import ServerProcess, until
 from terseformer.config import ConfigError
 from terseformer.serve.limits import Limits
 from terseformer.serve.requests import IGNORED, NEUTRAL, ChatRequest, CompletionRequest
@@ -30,14 +28,6 @@ LONG: dict[str, Any] = {
     "temperature": 0,
     "logprobs": 0,
 }  # an event for each token
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it has not come true")
 
 
 @pytest.fixture(scope="module")
@@ -136,24 +126,6 @@ def test_a_request_that_takes_too_long_is_ended(stream: bool, slow: Path) -> Non
         until(lambda: server.metric("terse_running_texts") == 0)
 
 
-@pytest.mark.slow
-def test_a_client_that_does_not_read_loses_its_stream(runs: Path) -> None:
-    with ServerProcess(runs / "small", "--stall", 1, "--max-texts", 200) as server:
-        address = urlsplit(server.url)
-        with socket.socket() as reader:
-            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            reader.connect((address.hostname, address.port))
-            body = {"model": "small", "prompt": PROMPT, "max_tokens": 180, "n": 200, "stream": True, "logprobs": 20}
-            text = json.dumps(body)
-            head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            reader.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
-            until(lambda: server.metric("terse_running_texts") > 0)
-            short = server.client().completions.create(model="small", prompt=PROMPT, max_tokens=3)
-            assert short.choices[0].text
-            until(lambda: server.metric("terse_running_texts") == 0)
-            assert server.metric("terse_completion_tokens_total") < 200 * 180
-
-
 def status(call: Callable[[], Any]) -> tuple[int, dict[str, Any]]:
     with pytest.raises(HTTPError) as caught:
         call()
@@ -209,6 +181,7 @@ def test_another_name_for_the_server_is_refused(server: ServerProcess) -> None:
         (b'{"model": "small", "\\ud800": 1}', "application/json", 400, "half of a surrogate pair"),
         (b'{"model": "\\ud800"}', "application/json", 400, "half of a surrogate pair"),
         (b'{"model": "small", "temperature": NaN}', "application/json", 400, "temperature"),
+        (b'{"model": "small", "repetition_penalty": 1e-50}', "application/json", 400, "repetition_penalty: Input"),
         (b'{"model": "small"}', "text/plain", 400, ""),
         (b'"small"', "application/json", 400, ""),
         (b"\xff\xfe", "application/json", 400, ""),
@@ -266,7 +239,6 @@ def test_other_paths_and_methods(server: ServerProcess) -> None:
     assert status(lambda: server.get("/v1/completions"))[0] == 405
     paths = json.loads(server.get("/openapi.json"))["paths"]
     assert {"/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics"} <= set(paths)
-    assert "swagger" in server.get("/docs").lower()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,22 @@ def test_the_longest_beginning_is_found(engine: Engine) -> None:
     assert cache.parting("m", [*tokens[:3], 40, 41]) == 0
 
 
+def test_nobody_finds_what_another_one_has_asked(engine: Engine, tmp_path: Path) -> None:
+    tokens = list(range(1, 20))
+    session = engine.new_session()
+    engine.read(session, tokens)
+    cache = PrefixCache(1 << 20, DiskCache(tmp_path, 1 << 20), min_tokens=4)
+    cache.remember("m", session, b"one")
+    cache.parting("m", tokens, b"one")
+    cache.close()
+    for known in (cache, PrefixCache(1 << 20, DiskCache(tmp_path, 1 << 20), min_tokens=4)):
+        assert known.find("m", tokens, b"two") is None
+        assert known.find("m", tokens) is None
+        assert known.find("m", tokens, b"one") is not None
+        assert known.parting("m", tokens, b"two") == 0
+    known.close()
+
+
 def test_the_least_used_makes_room(engine: Engine) -> None:
     def snapshot(first: int) -> Snapshot:
         session = engine.new_session()
@@ -201,6 +217,13 @@ def test_a_conversation_goes_on_from_its_instructions(runs: Path) -> None:
         create(model="small", messages=[system, {"role": "user", "content": "abc"}], max_tokens=4)
         other = create(model="small", messages=[system, {"role": "user", "content": "jab"}], max_tokens=4)
         assert other.usage.prompt_tokens_details.cached_tokens >= 16
+
+
+def test_a_key_has_a_cache_of_its_own(runs: Path) -> None:
+    with ServerProcess(runs / "small", "--api-key", "one", "two") as server:
+        for key, known in (("one", False), ("two", False), ("one", True), ("two", True)):
+            usage = server.client(key).completions.create(model="small", prompt=PROMPT, max_tokens=2).usage
+            assert bool(usage.prompt_tokens_details.cached_tokens) == known
 
 
 def test_it_can_be_turned_off(runs: Path) -> None:

@@ -11,12 +11,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from openai.types import Model
 
 from terseformer import __version__
-from terseformer.serve import chat, completions, page
+from terseformer.serve import chat, completions, page, reference
 from terseformer.serve.cache import PrefixCache
-from terseformer.serve.errors import add_handlers
+from terseformer.serve.errors import ERRORS, add_handlers
 from terseformer.serve.guard import Guard
 from terseformer.serve.limits import Limits
 from terseformer.serve.metrics import METRICS_TYPE, Metrics
@@ -24,7 +25,8 @@ from terseformer.serve.models import ServedModel
 from terseformer.serve.scheduler import Scheduler
 from terseformer.serve.server import Server, server_of
 
-_router = APIRouter()
+_router = APIRouter(responses=ERRORS)
+_SHUTTING_DOWN = {"content": {"text/plain": {}}, "description": "The server is shutting down."}
 
 
 def create_app(
@@ -64,10 +66,11 @@ def create_app(
         version=__version__,
         summary="Sparse language models, in the forms of OpenAI's interface.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
     )
     app.state.server = Server(models, limits, metrics, scheduler)
-    for router in (_router, completions.router, chat.router, page.router):
+    for router in (_router, completions.router, chat.router, page.router, reference.router):
         app.include_router(router)
     add_handlers(app)
     app.add_middleware(Guard, limits=limits, keys=keys, hosts=hosts, metrics=metrics)
@@ -91,14 +94,14 @@ def _describe(model: ServedModel) -> dict[str, Any]:
     return described.to_dict() | {"max_model_len": model.context, "terse": model.shape}
 
 
-@_router.get("/health")
+@_router.get("/health", response_class=PlainTextResponse, responses={503: _SHUTTING_DOWN})
 async def health(request: Request) -> Response:
     """Whether requests are answered."""
     alive = server_of(request).scheduler.alive
-    return Response("ok\n" if alive else "shutting down\n", 200 if alive else 503, media_type="text/plain")
+    return PlainTextResponse("ok\n" if alive else "shutting down\n", 200 if alive else 503)
 
 
-@_router.get("/metrics")
+@_router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
-    return Response(server_of(request).metrics.show(), media_type=METRICS_TYPE)
+    return PlainTextResponse(server_of(request).metrics.show(), media_type=METRICS_TYPE)

@@ -3,7 +3,8 @@
 Sessions cannot be cut back: convolutions, recurrent units and local attention remember the last tokens alone. So
 snapshots are taken where others are likely to go on: at the end of a prompt and of a text, at places that a request
 marks, and where a prompt parts from one that came before, which is how a common beginning is found. A snapshot is
-known by a digest of its tokens; the digests of all of a prompt's beginnings take one pass.
+known by a digest of its tokens and of its owner's key, so that nobody learns what another one has asked; the digests
+of all of a prompt's beginnings take one pass.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class PrefixCache:
     def __init__(self, max_bytes: int, disk: DiskCache | None = None, min_tokens: int = 16) -> None:
         self._max_bytes, self._disk, self._min_tokens = max_bytes, disk, min_tokens
         self._snapshots: OrderedDict[Key, Snapshot] = OrderedDict()
-        self._recent: dict[str, deque[np.ndarray]] = {}
+        self._recent: dict[tuple[str, bytes], deque[np.ndarray]] = {}
         self.num_bytes = 0
         """Of the snapshots in memory."""
 
@@ -53,16 +54,17 @@ class PrefixCache:
         if self._disk:
             self._disk.close()
 
-    def find(self, model: str, tokens: Sequence[int]) -> Snapshot | None:
+    def find(self, model: str, tokens: Sequence[int], owner: bytes = b"") -> Snapshot | None:
         """The snapshot of the longest beginning of a prompt that is known, the whole included.
 
         Args:
             model: its fingerprint.
             tokens: of the prompt.
+            owner: a digest of the key with which it came; another's snapshots are not found.
         """
         lengths = {key.length for key in self._snapshots if key.model == model}
         lengths |= self._disk.lengths(model) if self._disk else set()
-        keys = _keys(model, tokens, sorted(length for length in lengths if length <= len(tokens)))
+        keys = _keys(model, owner, tokens, sorted(length for length in lengths if length <= len(tokens)))
         for key in reversed(keys):
             if key in self._snapshots:
                 self._snapshots.move_to_end(key)
@@ -73,21 +75,21 @@ class PrefixCache:
                 return snapshot
         return None
 
-    def remember(self, model: str, session: Session) -> None:
+    def remember(self, model: str, session: Session, owner: bytes = b"") -> None:
         """Keeps a snapshot of what a session has read; those that were not used for the longest time make room."""
         tokens = session.tokens[: session.length]
         if len(tokens) < self._min_tokens:
             return
-        (key,) = _keys(model, tokens, [len(tokens)])
+        (key,) = _keys(model, owner, tokens, [len(tokens)])
         if key not in self._snapshots:
             snapshot = session.snapshot()
             self._keep(key, snapshot)
             if self._disk:
                 self._disk.store(key, snapshot)
 
-    def parting(self, model: str, tokens: Sequence[int]) -> int:
-        """Remembers a prompt, and gives the length of the longest beginning that it shares with a recent one."""
-        recent = self._recent.setdefault(model, deque(maxlen=_RECENT))
+    def parting(self, model: str, tokens: Sequence[int], owner: bytes = b"") -> int:
+        """Remembers a prompt; gives the length of the longest beginning that it shares with its owner's recent ones."""
+        recent = self._recent.setdefault((model, owner), deque(maxlen=_RECENT))
         prompt = np.array(tokens, np.int32)
         shared = max((_common(prompt, other) for other in recent), default=0)
         recent.append(prompt)
@@ -115,10 +117,10 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else size
 
 
-def _keys(model: str, tokens: Sequence[int], lengths: Iterable[int]) -> list[Key]:
+def _keys(model: str, owner: bytes, tokens: Sequence[int], lengths: Iterable[int]) -> list[Key]:
     """The keys of some beginnings of a sequence, the shortest first."""
     data = np.array(tokens, "<i4").tobytes()
-    digest, done, keys = hashlib.blake2b(model.encode(), digest_size=16), 0, []
+    digest, done, keys = hashlib.blake2b(model.encode(), digest_size=16, key=owner), 0, []
     for length in lengths:
         digest.update(data[4 * done : 4 * length])
         done = length

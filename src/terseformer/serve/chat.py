@@ -16,19 +16,21 @@ from starlette.concurrency import run_in_threadpool
 from terseformer.sampling import GenerationError
 from terseformer.serve.completions import usage_of
 from terseformer.serve.delivery import Delivery, Piece, Token, Usage
-from terseformer.serve.errors import ApiError
-from terseformer.serve.job import Job, Prompt
+from terseformer.serve.errors import ERRORS, ApiError
+from terseformer.serve.job import Client, Job, Prompt
 from terseformer.serve.models import ServedModel
 from terseformer.serve.prepare import make_job
 from terseformer.serve.requests import ChatRequest
-from terseformer.serve.respond import respond
+from terseformer.serve.respond import STREAM, respond
 from terseformer.serve.server import Server, client_of, server_of
 from terseformer.serve.template import ChatTemplate
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 
 
-@router.post("/v1/chat/completions", responses={200: {"model": ChatCompletion}}, response_class=Response)
+@router.post(
+    "/v1/chat/completions", responses={200: {"model": ChatCompletion, "content": STREAM}}, response_class=Response
+)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Says what comes next in a conversation."""
     server = server_of(request)
@@ -40,7 +42,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     return await respond(server, request, job, form, bool(body.stream))
 
 
-def _make_job(server: Server, model: ServedModel, client: str, body: ChatRequest, delivery: Delivery) -> Job:
+def _make_job(server: Server, model: ServedModel, client: Client, body: ChatRequest, delivery: Delivery) -> Job:
     if model.template is None:
         raise ApiError(
             400,

@@ -14,21 +14,21 @@ from openai.types import Completion
 from starlette.concurrency import run_in_threadpool
 
 from terseformer.serve.delivery import Delivery, Piece, Token, Usage
-from terseformer.serve.errors import ApiError
-from terseformer.serve.job import Job, Prompt
+from terseformer.serve.errors import ERRORS, ApiError
+from terseformer.serve.job import Client, Job, Prompt
 from terseformer.serve.limits import Limits
 from terseformer.serve.models import ServedModel
 from terseformer.serve.prepare import check_number, make_job
 from terseformer.serve.requests import CompletionRequest
-from terseformer.serve.respond import respond
+from terseformer.serve.respond import STREAM, respond
 from terseformer.serve.server import Server, client_of, server_of
 from terseformer.serve.vocabulary import Vocabulary
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 
 
-@router.post("/v1/completions", responses={200: {"model": Completion}}, response_class=Response)
+@router.post("/v1/completions", responses={200: {"model": Completion, "content": STREAM}}, response_class=Response)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continues prompts; an encoder-decoder makes a text of each."""
     server = server_of(request)
@@ -40,7 +40,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return await respond(server, request, job, form, bool(body.stream))
 
 
-def _make_job(server: Server, model: ServedModel, client: str, body: CompletionRequest, delivery: Delivery) -> Job:
+def _make_job(server: Server, model: ServedModel, client: Client, body: CompletionRequest, delivery: Delivery) -> Job:
     is_source = model.pad_token_id is not None
     if is_source and body.echo:
         raise ApiError(

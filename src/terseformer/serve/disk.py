@@ -39,7 +39,7 @@ class Key(NamedTuple):
     length: int
     """In tokens."""
     digest: str
-    """Of model and tokens."""
+    """Of model, owner and tokens."""
 
 
 class DiskCache:

@@ -9,12 +9,38 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from terseformer.errors import UserError
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _LONGEST_WORD = 64
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    """One sentence: what was given, what is allowed, what to change."""
+    type: str
+    param: str | None
+    """The parameter that it is about."""
+    code: str | None
+    """A word that programs know it by."""
+
+
+class ErrorBody(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is at fault."},
+    "5XX": {"model": ErrorBody, "description": "The server is at fault, is shutting down, or took too long."},
+}
+"""The errors of a route, for its description."""
 
 
 class ApiError(Exception):
@@ -45,7 +71,7 @@ class ApiError(Exception):
         """The error as OpenAI's clients read it."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         message = self.message.encode("utf-8", "replace").decode()  # it may quote half of a surrogate pair
-        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+        return ErrorBody(error=ErrorDetail(message=message, type=kind, param=self.param, code=self.code)).model_dump()
 
     def response(self) -> Response:
         """The error as a response."""
@@ -79,12 +105,12 @@ def no_replica() -> ApiError:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Makes an application answer every error in OpenAI's form."""
+    """Makes an application answer in OpenAI's form all errors but those of a bug, which the guard answers."""
 
     async def answer(_: Request, error: Exception) -> Response:
         return _as_api_error(error).response()
 
-    for kind in (ApiError, UserError, RequestValidationError, HTTPException, Exception):
+    for kind in (ApiError, UserError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
 
 
@@ -92,15 +118,14 @@ def _as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case UserError():
-            return ApiError(400, str(error))
         case RequestValidationError():
             return _invalid(error)
         case HTTPException(status_code=404):
             return ApiError(404, "there is nothing at this path; /docs lists what there is")
         case HTTPException():
             return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    return internal_error()
+        case _:  # a user's mistake
+            return ApiError(400, str(error))
 
 
 def _invalid(error: RequestValidationError) -> ApiError:

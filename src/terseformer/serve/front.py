@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -39,8 +38,9 @@ _HANDED_ON = (
     "query_string",
     "root_path",
     "server",
+    "client",
+    "terse.key",
 )
-_log = logging.getLogger(__name__)
 
 
 class ReplicaLost(Exception):
@@ -95,14 +95,7 @@ class Front:
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])  # which an ASGI server takes for an answer
         body = (await receive())["body"]
-
-        async def send_soon(message: Message) -> None:
-            await asyncio.wait_for(send(message), self._limits.stall)
-
-        try:
-            await unless_client_leaves(self._respond(scope, body, receive, send_soon), receive)
-        except asyncio.TimeoutError:
-            _log.warning("a client does not read its answer, which is ended")
+        await unless_client_leaves(self._respond(scope, body, receive, send), receive)
 
     async def _respond(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         answer = _Answer(scope, send)
@@ -200,10 +193,6 @@ def _is_stream(start: Message) -> bool:
 
 
 def _handed_on(scope: Scope) -> dict[str, Any]:
-    """A request as a replica gets it: without its key, but from the client that the key stands for."""
-    host = scope["client"][0] if scope["client"] else ""
+    """A request as a replica gets it: with a digest of its key instead of the key."""
     headers = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
-    return {name: scope[name] for name in _HANDED_ON} | {
-        "headers": headers,
-        "client": (scope.get("terse.key") or host, 0),
-    }
+    return {name: scope[name] for name in _HANDED_ON if name in scope} | {"headers": headers}

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
+import logging
 import re
 from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from terseformer.serve.errors import ApiError
+from terseformer.serve.errors import ApiError, internal_error
 from terseformer.serve.limits import Limits
 from terseformer.serve.metrics import Metrics
 
 _NEEDS_KEY = re.compile(r"/v1/|/metrics\b")
+_ENDS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+_log = logging.getLogger(__name__)
 
 
 class Guard:
-    """Refuses what has no key, is too large or comes from elsewhere, and counts requests.
+    """Refuses what has no key, is too large or comes from elsewhere; counts requests, those that a bug ends, too.
 
     A page of another site may send its visitors' browsers to a server on their own machine, under a name of that
     site's; so the names by which this server is called can be limited.
@@ -43,8 +47,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        started = False
+
         async def counted(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 route = getattr(scope.get("route"), "path", "")
                 self._metrics.requests.labels(route, message["status"]).inc()
             await send(message)
@@ -52,13 +60,19 @@ class Guard:
         try:
             headers = Headers(scope=scope)
             self._check_host(headers)
-            if _NEEDS_KEY.match(scope["path"]):
+            if self._keys and _NEEDS_KEY.match(scope["path"]):
                 scope["terse.key"] = self._check_key(headers)
             receive = await self._with_body(headers, receive)
+            await self._app(scope, receive, counted)
         except ApiError as error:
             await error.response()(scope, receive, counted)
-            return
-        await self._app(scope, receive, counted)
+        except _ENDS:
+            raise
+        except BaseException:  # a Rust library's panic is no Exception
+            if started:
+                raise
+            _log.exception("a request could not be answered")
+            await internal_error().response()(scope, receive, counted)
 
     def _check_host(self, headers: Headers) -> None:
         name = re.sub(r":\d*$", "", headers.get("host", ""))
@@ -67,10 +81,8 @@ class Guard:
                 400, f"the server is not called {name!r} but {' or '.join(sorted(self._hosts))}", code="wrong_host"
             )
 
-    def _check_key(self, headers: Headers) -> str | None:
-        """The key that a request has; None where none is needed."""
-        if not self._keys:
-            return None
+    def _check_key(self, headers: Headers) -> bytes:
+        """A digest of the key that a request has."""
         kind, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode("latin-1", "replace")
         known = [hmac.compare_digest(given, key) for key in self._keys]
@@ -81,7 +93,7 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return f"key {known.index(True)}"
+        return hashlib.blake2b(given, digest_size=32).digest()
 
     async def _with_body(self, headers: Headers, receive: Receive) -> Receive:
         """Reads the body; gives what hands it on."""

@@ -5,11 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from terseformer.engine import Session
 from terseformer.sampling import SamplingConfig
 from terseformer.serve.delivery import Delivery, Token, Usage
 from terseformer.serve.guided import Grammar
+
+
+class Client(NamedTuple):
+    """Who asks."""
+
+    name: str
+    """Whose turn a request takes in the queue."""
+    secret: bytes = b""
+    """A digest of the client's key: what the prefix cache keeps for it is found with this alone."""
 
 
 @dataclass(kw_only=True)
@@ -37,8 +47,7 @@ class Job:
     """A request. The event loop makes it and may cancel it; all else is the engine thread's."""
 
     model: str
-    client: str
-    """Whose turn it takes in the queue."""
+    client: Client
     prompts: list[Prompt]
     num_texts: int
     """Of each prompt."""

@@ -73,7 +73,7 @@ class Lane:
         """Lets a job's texts wait for their turn."""
         for i, prompt in enumerate(job.prompts):
             for number in range(job.num_texts):
-                self._waiting.push(job.client, _Text(job, prompt, i * job.num_texts + number, number))
+                self._waiting.push(job.client.name, _Text(job, prompt, i * job.num_texts + number, number))
 
     def remove(self, job: Job) -> None:
         """Drops a job that was cancelled or has failed."""
@@ -177,7 +177,7 @@ class Lane:
         if piece.finish:
             self._writing.remove(text)
             if self._cache and self._model.pad_token_id is None:
-                self._cache.remember(self._model.fingerprint, text.session)
+                self._cache.remember(self._model.fingerprint, text.session, job.client.secret)
             self._end(job)
 
     def _deliver(self, job: Job, piece: Piece) -> None:
@@ -204,7 +204,7 @@ class Lane:
             failure = error
         except UserError as error:
             failure = ApiError(400, str(error))
-        except Exception:
+        except BaseException:  # a Rust library's panic is no Exception
             _log.exception("a text could not be written")
             failure = internal_error()
         for job in jobs:

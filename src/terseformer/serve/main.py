@@ -19,6 +19,7 @@ from terseformer.errors import UserError
 from terseformer.layout import Dtype
 from terseformer.serve.app import create_app
 from terseformer.serve.cache import open_cache
+from terseformer.serve.connection import connection
 from terseformer.serve.limits import Limits
 from terseformer.serve.models import load_models, named_folders
 
@@ -91,7 +92,7 @@ def run(app: ASGIApp, work: Work, limits: Limits, listener: socket.socket, names
     config = uvicorn.Config(
         app,
         # The same whatever else is installed.
-        http="h11",
+        http=connection(limits.stall),
         loop="asyncio",
         ws="none",
         log_level="warning",
@@ -166,8 +167,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--port must lie in [0, 65535], not {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise UserError(
             f"there is no listening at {host}, port {port}: {error}; give another --host or --port"
         ) from None
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its connections' too: no event waits for the last
+    return listener

@@ -1,4 +1,4 @@
-"""The page at `/`: one file. A browser may use its own style and script alone, and ask this server alone."""
+"""Pages for a browser, which may use a page's own style and script alone, and ask this server alone; the one at `/`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ router = APIRouter()
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The page."""
-    text = _text()
+    return html(_text())
+
+
+def html(text: str) -> Response:
+    """A page as a response."""
     return Response(text, media_type="text/html; charset=utf-8", headers=_headers(text))
 
 
@@ -29,8 +33,8 @@ def _text() -> str:
 def _headers(text: str) -> dict[str, str]:
     policy = {
         "default-src": "'none'",
-        "script-src": _digest(text, "script"),
-        "style-src": _digest(text, "style"),
+        "script-src": _digests(text, "script"),
+        "style-src": _digests(text, "style"),
         "img-src": "data:",
         "connect-src": "'self'",
         "base-uri": "'none'",
@@ -46,7 +50,8 @@ def _headers(text: str) -> dict[str, str]:
     }
 
 
-def _digest(text: str, tag: str) -> str:
-    """The digest of what an element holds, by which a policy allows this one and no other."""
-    (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+def _digests(text: str, tag: str) -> str:
+    """The digests of what a page's elements hold, by which a policy allows these and no others."""
+    contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    digests = [hashlib.sha256(content.encode()).digest() for content in contents]
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests) or "'none'"

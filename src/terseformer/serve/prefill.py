@@ -42,7 +42,7 @@ class Prefill:
             if session.length == self._places[0]:
                 self._places.pop(0)
                 if self._cache:
-                    self._cache.remember(self._model.fingerprint, session)
+                    self._cache.remember(self._model.fingerprint, session, self._job.client.secret)
             if session.length < len(tokens):
                 return False
         self._prompt.session = session
@@ -58,8 +58,9 @@ class Prefill:
         capacity = min(context, len(prompt.tokens) + self._job.max_tokens)
         parting, snapshot = 0, None
         if self._cache:
-            parting = self._cache.parting(self._model.fingerprint, prompt.tokens)
-            snapshot = self._cache.find(self._model.fingerprint, prompt.tokens) if self._find else None
+            known = (self._model.fingerprint, prompt.tokens, self._job.client.secret)
+            parting = self._cache.parting(*known)
+            snapshot = self._cache.find(*known) if self._find else None
         session = engine.restore(snapshot, capacity) if snapshot else engine.new_session(capacity)
         prompt.cached = session.length
         places = {parting, *prompt.marks, len(prompt.tokens)}

@@ -9,7 +9,7 @@ from terseformer.sampling import GenerationError
 from terseformer.serve.delivery import Delivery
 from terseformer.serve.errors import ApiError
 from terseformer.serve.guided import ANY_OBJECT, Grammar
-from terseformer.serve.job import Job, Prompt
+from terseformer.serve.job import Client, Job, Prompt
 from terseformer.serve.limits import Limits
 from terseformer.serve.models import ServedModel
 from terseformer.serve.requests import JsonSchemaFormat, TextFormat, TextRequest
@@ -34,7 +34,7 @@ def check_number(num_prompts: int, request: TextRequest, limits: Limits) -> None
 def make_job(
     model: ServedModel,
     limits: Limits,
-    client: str,
+    client: Client,
     request: TextRequest,
     prompts: Sequence[Prompt],
     delivery: Delivery,
@@ -49,7 +49,7 @@ def make_job(
     Args:
         model: writes the texts.
         limits: how many and how long they may be.
-        client: whose turn they take.
+        client: who asks.
         request: what was asked.
         prompts: what is read.
         delivery: where the texts go.

@@ -57,7 +57,7 @@ Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(fail_fas
 class _Strict(BaseModel):
     """Knows no parameters but its own."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -83,9 +83,13 @@ class JsonSchema(_Strict):
     """A schema by which a text is written."""
 
     name: str
+    """Changes nothing."""
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    """JSON Schema, as far as llguidance knows it."""
     description: str | None = None
+    """Changes nothing."""
     strict: bool | None = None
+    """Changes nothing: the schema is always kept to."""
 
 
 class TextFormat(_Strict):
@@ -131,7 +135,7 @@ class TextRequest(_Strict):
     """Draw only from the k likeliest tokens; 0: from all."""
     min_p: float | None = Field(None, ge=0, le=1)
     """Draw only from tokens with at least this share of the likeliest one's probability."""
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     """Above 1 makes tokens of prompt and text less likely."""
     no_repeat_ngram_size: int | None = Field(None, ge=0, le=1 << 20)
     """No sequence of so many tokens stands twice in prompt and text; 0: it may."""
@@ -146,8 +150,11 @@ class TextRequest(_Strict):
     stream: bool | None = None
     """Send the text as it is written."""
     stream_options: StreamOptions | None = None
+    """How it is sent then."""
     response_format: ResponseFormat | None = None
+    """Any text, or JSON."""
     terse: Extension | None = None
+    """Not OpenAI's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -204,8 +211,11 @@ class Message(_Strict):
     """What somebody said."""
 
     role: Literal["system", "developer", "user", "assistant"]
+    """Who; `developer` is another name for `system`."""
     content: str | list[TextPart]
+    """What."""
     name: str | None = None
+    """Changes nothing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -224,6 +234,7 @@ class ChatRequest(TextRequest):
     """Say what comes next in a conversation."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    """The conversation so far."""
     max_completion_tokens: int | None = Field(None, ge=1)
     """Tokens of a text at most; default: as many as fit."""
     logprobs: bool | None = None

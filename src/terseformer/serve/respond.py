@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,8 +16,9 @@ from terseformer.serve.errors import ApiError
 from terseformer.serve.job import Job
 from terseformer.serve.server import Server
 
+STREAM: dict[str, Any] = {"text/event-stream": {}}
+"""What a route answers beside its structure, for its description."""
 _GONE = Response(status_code=499)  # nobody reads it
-_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -72,14 +72,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends all events, or as many as the client waits for."""
-
-        async def send_soon(message: Message) -> None:
-            await asyncio.wait_for(send(message), self._server.limits.stall)
-
         try:
-            await unless_client_leaves(self._send_all(scope, receive, send_soon), receive)
-        except asyncio.TimeoutError:
-            _log.warning("a client does not read its stream, which is ended")
+            await unless_client_leaves(self._send_all(scope, receive, send), receive)
         finally:
             self._server.scheduler.cancel(self._job)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from terseformer.serve.errors import ApiError, nearest, short
+from terseformer.serve.job import Client
 from terseformer.serve.limits import Limits
 from terseformer.serve.metrics import Metrics
 from terseformer.serve.models import ServedModel
@@ -45,6 +46,8 @@ def server_of(request: Request) -> Server:
     return request.app.state.server
 
 
-def client_of(request: Request) -> str:
-    """Whose turn a request takes in the queue: that of its key, or else of its address."""
-    return request.scope.get("terse.key") or (request.client.host if request.client else "")
+def client_of(request: Request) -> Client:
+    """Who asks: known by a key, or else by an address."""
+    if secret := request.scope.get("terse.key"):
+        return Client(secret.hex(), secret)
+    return Client(request.client.host if request.client else "")

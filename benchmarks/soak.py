@@ -4,8 +4,8 @@ python benchmarks/soak.py runs/demo/sparse                      # 30 minutes; wr
 python benchmarks/soak.py runs/demo/sparse --minutes 0.2 --print
 
 Each client does one thing after another, drawn at random: it asks for a text, as a stream or whole, which must be the
-one that it got alone; leaves at any point; reads slowly; or sends what is no request. The prefix cache is small, on disk too, so
-that it is full after a short while.
+one that it got alone; leaves at any point; reads slowly; or sends what is no request. The prefix cache is small, in
+memory and on disk, so that it is full after a short while.
 """
 
 from __future__ import annotations

@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
-import schemathesis
 from bs4 import BeautifulSoup
 from hypothesis import HealthCheck, given, settings
-from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-    unsupported_method,
-)
 
 from served import ServerProcess
 from terseformer.serve.requests import ChatRequest, CompletionRequest
 
-CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
-    unsupported_method,
-]
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_every_answer_is_as_described(mode: GenerationMode, server: ServerProcess) -> None:
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_every_answer_is_as_described(mode: str, server: ServerProcess) -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis needs Python 3.11")
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    described = [
+        not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+        checks.unsupported_method,
+    ]
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
     @settings(max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(schema.as_strategy(generation_mode=mode))
-    def ask(case: schemathesis.Case) -> None:
+    @given(schema.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+    def ask(case: Any) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):  # else no case would come so far
             short = {"max_tokens": 2} if case.body.get("max_tokens") is None else {}
             case.body |= {"model": "small"} | short
-        case.call_and_validate(checks=CHECKS)
+        case.call_and_validate(checks=described)
 
     ask()
     assert 'status="500"' not in server.get("/metrics")

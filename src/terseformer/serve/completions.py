@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from openai.types import Completion
+from openai.types import Completion, CompletionChoice
+from openai.types.completion_choice import Logprobs
+from pydantic import create_model
 from starlette.concurrency import run_in_threadpool
 
 from terseformer.serve.delivery import Delivery, Piece, Token, Usage
@@ -25,10 +27,19 @@ from terseformer.serve.server import Server, client_of, server_of
 from terseformer.serve.vocabulary import Vocabulary
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
+# OpenAI's own types do not know that the first token of all has no log-probability.
+_Logprobs = create_model(
+    "CompletionLogprobs",
+    __base__=Logprobs,
+    token_logprobs=(list[float | None] | None, None),
+    top_logprobs=(list[dict[str, float] | None] | None, None),
+)
+_Choice = create_model("CompletionText", __base__=CompletionChoice, logprobs=(_Logprobs | None, None))
+_Described = create_model("CompletionResponse", __base__=Completion, choices=(list[_Choice], ...))
 router = APIRouter(responses=ERRORS)
 
 
-@router.post("/v1/completions", responses={200: {"model": Completion, "content": STREAM}}, response_class=Response)
+@router.post("/v1/completions", responses={200: {"model": _Described, "content": STREAM}}, response_class=Response)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continues prompts; an encoder-decoder makes a text of each."""
     server = server_of(request)

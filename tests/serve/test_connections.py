@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from served import HEAD, PROMPT, ServerProcess, request_of, until
-from terseformer.serve.main import _listen
+from terseformer.serve.main import listen
 
 ASKED = {"model": "small", "prompt": PROMPT, "max_tokens": 40, "seed": 3}
 
@@ -61,7 +61,7 @@ def test_half_a_header_after_an_answer_is_not_waited_for(hasty: ServerProcess) -
 
 
 def test_a_piece_of_an_answer_does_not_wait_for_the_client_to_confirm_the_last() -> None:
-    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

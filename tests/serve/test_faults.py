@@ -63,7 +63,7 @@ def make_job(delivery: Delivered, grammar: Grammar | None = None) -> Job:
 
 
 def test_a_panic_fails_one_job(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
-    lane = Lane(load_model("small", str(runs / "small"), threads=1), Limits(), None, Metrics(), lambda _: None)
+    lane = Lane(load_model("small", runs / "small", threads=1), Limits(), None, Metrics(), lambda _: None)
     whole, broken = Delivered(), Delivered()
     lane.add(make_job(broken, Broken()))
     lane.add(make_job(whole))

@@ -26,11 +26,13 @@ setup: $(STAMP) ## make .venv and install everything into it
 demo: $(STAMP) ## train a sparse and a dense model side by side, compare them, let both write
 	$(BIN)/terse demo $(ARGS)
 
+# Several tests at a time, each on one core; those of a file stay together (tests/conftest.py).
+PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
 test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(STAMP) ## run the tests that take a moment
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 # For another processor: make test-kernels CROSS=aarch64-linux-gnu- PROCESSOR=aarch64 RUN=qemu-aarch64
 CROSS     ?=
@@ -49,7 +51,7 @@ OLDER        := build/transformers-$(TRANSFORMERS)
 test-transformers: $(STAMP) ## test Hugging Face's classes on the lowest version, or TRANSFORMERS=5.12.0
 	@mkdir -p build && grep -vE '^(huggingface-hub|tokenizers|transformers)==' constraints.txt >build/older.txt
 	@test -e $(OLDER) || $(PIP) install -qq -c build/older.txt --target $(OLDER) transformers==$(TRANSFORMERS)
-	PYTHONPATH=$(abspath $(OLDER)) $(BIN)/python -m pytest tests/interop $(ARGS)
+	PYTHONPATH=$(abspath $(OLDER)) $(BIN)/python -m pytest tests/interop $(PARALLEL) $(ARGS)
 
 # The C++ parts once more, with what finds reads out of bounds, undefined behaviour, or with `thread` races.
 SANITIZE ?= address,undefined

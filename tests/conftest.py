@@ -35,6 +35,13 @@ settings.register_profile("terseformer", deadline=None, derandomize="CI" in os.e
 settings.load_profile("terseformer")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay together, for the sake of what they share; so do those of engines, whose threads spin."""
+    for item in items:
+        is_engine = item.path.name.startswith(("test_engine", "test_beam", "test_bench"))
+        item.add_marker(pytest.mark.xdist_group("engines" if is_engine else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """A test draws the same numbers alone and among others."""

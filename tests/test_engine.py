@@ -20,11 +20,12 @@ from runs import DENSE, SPARSE
 from terseformer import generation, native
 from terseformer.config import ConfigError, ModelConfig, SRUConfig
 from terseformer.data import train_tokenizer
-from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine, Session
+from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine
 from terseformer.layout import DTYPES, Dtype
 from terseformer.model import CausalLM
 from terseformer.pack import Packed
 from terseformer.sampling import GenerationError, SamplingConfig
+from terseformer.session import Session
 from terseformer.tensorfile import TensorFileError
 from variants import DISTINCT, VARIANTS, make_model
 

@@ -17,10 +17,11 @@ from runs import DENSE
 from terseformer import generation, native
 from terseformer.config import LocalPatternConfig, LSHPatternConfig, MixedPatternConfig, Seq2SeqConfig
 from terseformer.data import end_of_text_id, train_tokenizer
-from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine, Session
+from terseformer.engine import MAX_ROWS, MAX_RUNS, Engine
 from terseformer.layout import DTYPES, Dtype
 from terseformer.models import AnyModel
 from terseformer.sampling import GenerationError, SamplingConfig
+from terseformer.session import Session
 from terseformer.tensorfile import TensorFileError
 from terseformer.text import source_ids
 from variants import DISTINCT_ENCODER_DECODERS, ENCODER_DECODERS, make_model

@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from engines import TOLERANCE, draw_tokens, make_engine
 from terseformer.beam import beam_search
 from terseformer.config import LocalPatternConfig, ModelConfig
-from terseformer.engine import Engine, Session
+from terseformer.engine import Engine
 from terseformer.models import AnyModel
 from terseformer.sampling import SamplingConfig
+from terseformer.session import Session
 from variants import DISTINCT, DISTINCT_ENCODER_DECODERS, make_model
 
 LENGTH = 700

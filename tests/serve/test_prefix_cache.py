@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from served import PROMPT, ServerProcess
-from terseformer.engine import Engine, Snapshot
+from terseformer.engine import Engine
 from terseformer.sampling import GenerationError, SamplingConfig
 from terseformer.serve.cache import PrefixCache
 from terseformer.serve.disk import DiskCache, Key
+from terseformer.session import Snapshot
 
 GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=8)
 

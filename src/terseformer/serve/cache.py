@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from terseformer.data import default_cache
-from terseformer.engine import Session, Snapshot
 from terseformer.errors import UserError
 from terseformer.serve.disk import DiskCache, Key
+from terseformer.session import Session, Snapshot
 
 _RECENT = 64
 """Prompts that a new one is compared with."""

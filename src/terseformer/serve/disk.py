@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from terseformer import tensorfile
-from terseformer.engine import SESSION_FORMAT, Snapshot
+from terseformer.session import SESSION_FORMAT, Snapshot
 from terseformer.tensorfile import Declared, TensorFileError
 
 _FORMAT = f"terseformer-prefix-1 of {SESSION_FORMAT}"

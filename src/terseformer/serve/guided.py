@@ -14,8 +14,9 @@ import llguidance
 import numpy as np
 from tokenizers import Tokenizer
 
-from terseformer.engine import Engine, Session
+from terseformer.engine import Engine
 from terseformer.sampling import GenerationError, SamplingConfig
+from terseformer.session import Session
 
 ANY_OBJECT = {"type": "object"}
 _OPTIONS = {"whitespace_flexible": False}  # else a text may go on with blanks for ever

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from terseformer.engine import Session
 from terseformer.sampling import SamplingConfig
 from terseformer.serve.delivery import Delivery, Token, Usage
 from terseformer.serve.guided import Grammar
+from terseformer.session import Session
 
 
 class Client(NamedTuple):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from terseformer.engine import MAX_ROWS, Session
+from terseformer.engine import MAX_ROWS
 from terseformer.serve.cache import PrefixCache
 from terseformer.serve.delivery import Token
 from terseformer.serve.job import Job, Prompt
 from terseformer.serve.models import ServedModel
 from terseformer.serve.scores import score
+from terseformer.session import Session
 
 
 class Prefill:

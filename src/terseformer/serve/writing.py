@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from terseformer.engine import Session, finish_reason
+from terseformer.engine import finish_reason
 from terseformer.serve.delivery import Piece, Token, Trace
 from terseformer.serve.guided import GuidedWriter
 from terseformer.serve.job import Job, Prompt
 from terseformer.serve.models import ServedModel
 from terseformer.serve.scores import score
+from terseformer.session import Session
 from terseformer.text import TextWriter
 
 

@@ -29,8 +29,8 @@ from terseformer.pack import pack
 from terseformer.serve.errors import internal_error, no_replica
 from terseformer.serve.front import Front, ReplicaLost
 from terseformer.serve.guard import Guard
-from terseformer.serve.limits import Limits
-from terseformer.serve.main import MAX_CONNECTIONS, listen, log_to_stderr, own_names, run
+from terseformer.serve.limits import MAX_CONNECTIONS, Limits
+from terseformer.serve.main import listen, log_to_stderr, own_names, run
 from terseformer.serve.metrics import Metrics
 from terseformer.serve.models import named_folders
 from terseformer.serve.replica import Replica

@@ -68,10 +68,11 @@ class ServerProcess:
         with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=300) as response:
             return response.read().decode()
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
-        lines = re.findall(rf"^{name}(?:\{{.*?\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
-        return sum(map(float, lines))
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over its labels, or those that are not given."""
+        lines = re.findall(rf"^{name}(\{{.*?\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(float(value) for found, value in lines if all(text in found for text in wanted))
 
     @property
     def connections(self) -> int:

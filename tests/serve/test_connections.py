@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from served import HEAD, PROMPT, ServerProcess, request_of, until
+from terseformer.serve.limits import MAX_CONNECTIONS
 from terseformer.serve.main import listen
 
 ASKED = {"model": "small", "prompt": PROMPT, "max_tokens": 40, "seed": 3}
@@ -126,3 +127,26 @@ def test_clients_may_leave_at_any_moment(runs: Path) -> None:
         until(lambda: not server.metric("terse_running_texts") and not server.metric("terse_waiting_requests"))
         until(lambda: server.connections == 0)
         assert 'status="500"' not in server.get("/metrics")
+
+
+def test_more_requests_than_connections_are_refused_and_counted(server: ServerProcess) -> None:
+    """Each takes its time to send its body; who is refused is told so in OpenAI's form."""
+    unfinished = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(2 * MAX_CONNECTIONS):  # who has not begun may have to make room
+            stack.enter_context(server.connect()).sendall(unfinished)
+        until(lambda: b'"code": "too_many"' in answer_to(server, unfinished))
+    until(lambda: server.connections == 0)
+    assert server.metric("terse_requests_total", status="503") >= 1
+
+
+def answer_to(server: ServerProcess, request: bytes) -> bytes:
+    """All that comes within a moment."""
+    answer = b""
+    with server.connect() as connection:
+        connection.settimeout(0.5)
+        connection.sendall(request)
+        with suppress(TimeoutError):
+            while more := connection.recv(1 << 16):
+                answer += more
+    return answer

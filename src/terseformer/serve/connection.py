@@ -9,6 +9,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from terseformer.serve.limits import MAX_CONNECTIONS
+
 
 class Connection(H11Protocol):
     """HTTP/1.1 with a client that may take `stall` seconds to send a request's header, or to read a part of an answer.
@@ -90,7 +92,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def _make_room(self) -> None:
-        if self.limit_concurrency is None or len(self.connections) < self.limit_concurrency:
+        if len(self.connections) <= MAX_CONNECTIONS:
             return
         others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
         if idle := [other for other in others if other.idle]:

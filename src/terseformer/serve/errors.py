@@ -83,6 +83,12 @@ def shutting_down() -> ApiError:
     return ApiError(503, "the server is shutting down; try again later", code="shutting_down")
 
 
+def too_many() -> ApiError:
+    """The error of a request that comes when all connections have one."""
+    headers = {"Connection": "close", "Retry-After": "1"}
+    return ApiError(503, "the server answers as many requests as it can; try again", code="too_many", headers=headers)
+
+
 def timed_out() -> ApiError:
     """The error of a request that took too long; OpenAI's clients do not try it again."""
     message = "the request has taken too long; ask for fewer tokens, or start the server with a larger --timeout"

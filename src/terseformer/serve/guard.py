@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from terseformer.serve.errors import ApiError, internal_error
-from terseformer.serve.limits import Limits
+from terseformer.serve.errors import ApiError, internal_error, too_many
+from terseformer.serve.limits import MAX_CONNECTIONS, Limits
 from terseformer.serve.metrics import Metrics
 
 _NEEDS_KEY = re.compile(r"/v1/|/metrics\b")
@@ -40,6 +40,7 @@ class Guard:
     ) -> None:
         self._app, self._limits, self._hosts, self._metrics = app, limits, hosts, metrics
         self._keys = [key.encode() for key in keys]
+        self._num_inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or lets the application do so."""
@@ -57,7 +58,10 @@ class Guard:
                 self._metrics.requests.labels(route, message["status"]).inc()
             await send(message)
 
+        self._num_inside += 1
         try:
+            if self._num_inside > MAX_CONNECTIONS:
+                raise too_many()
             headers = Headers(scope=scope)
             self._check_host(headers)
             if self._keys and _NEEDS_KEY.match(scope["path"]):
@@ -73,6 +77,8 @@ class Guard:
                 raise
             _log.exception("a request could not be answered")
             await internal_error().response()(scope, receive, counted)
+        finally:
+            self._num_inside -= 1
 
     def _check_host(self, headers: Headers) -> None:
         name = re.sub(r":\d*$", "", headers.get("host", ""))

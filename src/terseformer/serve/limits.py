@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from terseformer.config import ConfigError
 from terseformer.engine import MAX_RUNS
 
+MAX_CONNECTIONS = 256
+"""Of a server; and requests that it answers at a time, from a header's end to the answer's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

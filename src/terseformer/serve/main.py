@@ -24,7 +24,6 @@ from terseformer.serve.limits import Limits
 from terseformer.serve.models import load_models, named_folders
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-MAX_CONNECTIONS = 256
 
 
 def serve(
@@ -99,7 +98,6 @@ def run(app: ASGIApp, work: Work, limits: Limits, listener: socket.socket, names
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=int(limits.grace) + 5,
     )
     host, port = listener.getsockname()[:2]

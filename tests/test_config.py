@@ -145,6 +145,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     objective = draw(objectives)
     has_targets = isinstance(objective, c.PairsConfig)
+    compiled = draw(st.booleans())
     return draw(
         any_of(
             Recipe,
@@ -161,6 +162,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
                 batch_size=st.just(parts * draw(small)),
                 sequence_length=lengths,
                 objective=st.just(objective),
+                compile=st.just(compiled),
+                parallelism=st.just("ddp") if compiled else st.sampled_from(["ddp", "fsdp"]),
                 gradient_accumulation_steps=st.just(parts),
                 final_learning_rate=unit,
                 adam_beta2=below_one,

@@ -323,7 +323,7 @@ def test_penalty_counts_what_was_written_and_not_the_source() -> None:
     config = SamplingConfig(temperature=0.0, max_new_tokens=MAX_POSITION)
     free, bound = (
         tokens_of(generate_tokens(model, [source], dataclasses.replace(config, repetition_penalty=p)), 1)[0]
-        for p in (1.0, 1e9)
+        for p in (1.0, 100.0)
     )
     assert bound[:3] == free[:3]
     assert set(bound[:3]) <= set(source)

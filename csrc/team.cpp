@@ -13,10 +13,8 @@
 namespace terse {
 namespace {
 
-// About a millisecond of spinning, which bridges what Python does between two calls; and a tenth of it at a barrier, where
-// who comes later than that has most likely lost its core to another program, and gets one sooner if this one is free.
-constexpr int kSpinsBetweenRuns = 20000;
-constexpr int kSpinsAtBarrier = 2000;
+// About a millisecond of spinning, which bridges what Python does between two calls.
+constexpr int kSpins = 20000;
 
 void relax() {
 #if defined(__x86_64__)
@@ -27,8 +25,8 @@ void relax() {
 }
 
 // Waits, first spinning and then asleep, until `value` is no longer `old`.
-void wait_while(const std::atomic<unsigned>& value, unsigned old, int spins) {
-    for (int i = 0; i < spins; ++i) {
+void wait_while(const std::atomic<unsigned>& value, unsigned old) {
+    for (int i = 0; i < kSpins; ++i) {
         if (value.load(std::memory_order_acquire) != old) {
             return;
         }
@@ -90,7 +88,7 @@ void Team::run(const std::function<void(Worker&)>& work) {
 void Team::serve(int index) {
     Worker worker(*this, index);
     for (unsigned round = 0;; ++round) {
-        wait_while(round_, round, kSpinsBetweenRuns);
+        wait_while(round_, round);
         if (stopping_.load(std::memory_order_relaxed)) {
             return;
         }
@@ -109,7 +107,7 @@ void Team::meet() {
         meetings_.fetch_add(1, std::memory_order_release);
         meetings_.notify_all();
     } else {
-        wait_while(meetings_, meeting, kSpinsAtBarrier);
+        wait_while(meetings_, meeting);
     }
 }
 

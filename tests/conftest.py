@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay together, for the sake of what they share; so do those of engines, whose threads spin."""
     for item in items:
         is_engine = item.path.name.startswith(("test_engine", "test_beam", "test_bench"))
-        item.add_marker(pytest.mark.xdist_group("engines" if is_engine else item.path.stem))
+        alone = item.name if item.path.stem == "test_isas" else item.path.stem  # its tests are minutes long
+        item.add_marker(pytest.mark.xdist_group("engines" if is_engine else alone))
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,7 @@
-"""Engines of small models, how near their logits come to PyTorch's, and the same on other instruction sets."""
+"""Engines of small models, how near their logits come to PyTorch's."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +9,12 @@ import torch
 from torch.testing import assert_close
 
 from quantised import as_numpy
-from terseformer import native
 from terseformer.config import DenseFeedForwardConfig, TerraformerConfig
 from terseformer.engine import Engine
 from terseformer.layout import AnyConfig, Dtype
 from terseformer.models import AnyModel
 from terseformer.pack import Packed, load_packed, write_packed
 
-OTHER_ISAS = [isa for isa in native.supported_isas() if isa != native.isa()]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}
 INT8_ERROR, LARGER_INT8_ERROR = 0.03, 0.1
 """Bounds of int8's root mean square error over the logits' deviation, where the weights are the same: what rounding the
@@ -48,10 +43,3 @@ def make_engine(model: AnyModel, path: Path, dtype: Dtype = "f32", threads: int 
 def draw_tokens(config: AnyConfig, count: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, config.vocab_size, (count,), generator=generator).tolist()
-
-
-def check_parity_on(isa: str, file: str) -> None:
-    """Runs a file's tests of parity in a process of their own: the instruction set is chosen once in each."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", "parity and not other"]
-    done = subprocess.run(command, env={**os.environ, "TERSE_ISA": isa}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]

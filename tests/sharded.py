@@ -7,6 +7,7 @@ The names are of variants; none takes all. Then the memory of a training is comp
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
@@ -101,3 +102,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # before Python shuts down under Gloo's threads: see cli/training.py

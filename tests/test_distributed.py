@@ -52,7 +52,7 @@ def run(recipe: Recipe, folder: Path, name: str, *flags: str) -> Path:
     (folder / f"{name}.toml").write_text(to_toml(recipe))
     command = (*TORCHRUN, "-m", "terseformer", "train", f"{name}.toml", "--out", name, *flags)
     with started(*command, cwd=folder) as process:
-        out, err = process.communicate(timeout=110)
+        out, err = process.communicate(timeout=250)
     assert process.returncode == 0, err
     assert out.count(f"trained: {name}/step-") == 1
     assert "Traceback" not in err
@@ -110,7 +110,7 @@ def test_units_that_are_sharded_have_the_gradients_of_whole_ones(tmp_path):
     """Also where a process leaves a part of the model out, and where a layer is computed again backward."""
     names = [*DISTINCT, *DISTINCT_ENCODER_DECODERS, "head-tied", "head-mixed", "seq2seq-chunked", "terraformer-chunked"]
     with started(*TORCHRUN, str(TESTS / "sharded.py"), *names, cwd=tmp_path) as process:
-        out, err = process.communicate(timeout=110)
+        out, err = process.communicate(timeout=250)
     assert process.returncode == 0, err
     assert out.split() == names
 
@@ -128,7 +128,7 @@ def kill_a_worker(rank: int, in_a_save: bool, folder: Path, *flags: str) -> None
             time.sleep(0.001)
         workers = psutil.Process(process.pid).children()
         next(worker for worker in workers if worker.environ()["RANK"] == str(rank)).kill()
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=250)
     assert process.returncode not in (0, None)
     last = checkpoint.find(run)
     assert f"another process has ended or cannot be reached; the last good checkpoint is run/{last.name};" in err

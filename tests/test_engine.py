@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.testing import assert_close
 
-from engines import OTHER_ISAS, TOLERANCE, check_logits, check_parity_on, draw_tokens, make_engine, pack_model
+from engines import TOLERANCE, check_logits, draw_tokens, make_engine, pack_model
 from quantised import rounded
 from runs import DENSE, SPARSE
 from terseformer import generation, native
@@ -56,12 +56,6 @@ def test_parity_of_logits(name: str, dtype: Dtype, tmp_path: Path) -> None:
                 rest = rest[size:]
             check_logits(np.concatenate(parts), expected, config, dtype)
             assert_close(session.logits, parts[-1][-1], **TOLERANCE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", OTHER_ISAS)
-def test_parity_on_the_other_instruction_sets(isa: str) -> None:
-    check_parity_on(isa, __file__)
 
 
 def wide(config: ModelConfig) -> ModelConfig:

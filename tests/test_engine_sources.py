@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.testing import assert_close
 
-from engines import OTHER_ISAS, TOLERANCE, check_logits, check_parity_on, draw_tokens, make_engine, pack_model
+from engines import TOLERANCE, check_logits, draw_tokens, make_engine, pack_model
 from quantised import rounded
 from runs import DENSE
 from terseformer import generation, native
@@ -57,12 +57,6 @@ def test_parity_of_logits(name: str, dtype: Dtype, tmp_path: Path) -> None:
         for sizes in ([len(target)], [1] * len(target), [3, 1, 4, len(target) - 8]):
             session = engine.new_session(source=source)
             check_logits(read_in_parts(engine, target, sizes, session), expected, config, dtype)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", OTHER_ISAS)
-def test_parity_on_the_other_instruction_sets(isa: str) -> None:
-    check_parity_on(isa, __file__)
 
 
 @pytest.mark.parametrize("name", DISTINCT_ENCODER_DECODERS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engines import OTHER_ISAS, check_parity_on, draw_tokens, make_engine, pack_model
+from engines import draw_tokens, make_engine, pack_model
 from quantised import rounded
 from runs import DENSE, SPARSE
 from terseformer.config import DenseFeedForwardConfig, ModelConfig
@@ -79,12 +79,6 @@ def test_parity_of_touched_units(name: str, dtype: Dtype, tmp_path: Path) -> Non
                 expected = torch_touched(model, source, beginning + text[:-1], 4)
                 np.testing.assert_array_equal(touched.chosen, expected.chosen)
                 np.testing.assert_array_equal(touched.active, expected.active)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", OTHER_ISAS)
-def test_parity_on_the_other_instruction_sets(isa: str) -> None:
-    check_parity_on(isa, __file__)
 
 
 def test_only_who_asks_is_told_and_each_token_once(tmp_path: Path) -> None:

@@ -642,7 +642,7 @@ def test_two_processes(model, text, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command, "--out", "two")
     process = start(*torchrun, cwd=tmp_path)
     try:
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=250)
     finally:
         process.terminate()
     assert process.returncode == 0, err

@@ -49,11 +49,24 @@ def train(args: Sequence[str]) -> None:
         last = train(recipe, run, None if resume is None else Path(resume or run), quiet is not None)
     except Interrupted as stop:
         print(f"terse: {stop}", file=sys.stderr)
+        _leave(130)
         sys.exit(130)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
         is_decoder = recipe.model.kind == "causal_lm"
         write = f"generate {run} {recipe.train.sample_prompt!r}" if is_decoder else f"summarize {run} text.txt"
         print(f"trained: {last}\n\n  terse evaluate {run}\n  terse {write}")
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    """Ends one of torchrun's processes at once, since Gloo's threads may still hold its tensors.
+
+    While Python shuts down, such a thread would abort the process (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def demo(args: Sequence[str]) -> None:

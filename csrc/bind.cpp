@@ -25,6 +25,7 @@ namespace {
 
 using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Mask = nb::ndarray<const bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -270,6 +271,11 @@ NB_MODULE(_native, m) {
                  self.see(tokens.data(), static_cast<int>(tokens.size()));
              },
              "tokens"_a)
+        .def("allow",
+             [](terse::Writer& self, const Mask& allowed) {
+                 self.allow({allowed.data(), allowed.data() + allowed.size()});
+             },
+             "allowed"_a)
         .def("take_touched", [](terse::Writer& self) { return numpy(self.take_touched()); })
         .def_prop_ro("finish", [](const terse::Writer& self) { return name_of(self.finish()); });
 

@@ -20,8 +20,18 @@ void Writer::see(const std::int32_t* tokens, int count) {
     std::for_each(tokens, tokens + count, [this](std::int32_t token) { sampler_.see(token); });
 }
 
+void Writer::allow(std::vector<std::uint8_t> allowed) {
+    const Session::Use use(session_);
+    if (allowed.size() != sampler_.vocab_size()) {
+        throw std::invalid_argument("the model has " + std::to_string(sampler_.vocab_size()) + " tokens, not " +
+                                    std::to_string(allowed.size()));
+    }
+    allowed_ = std::move(allowed);
+}
+
 void Writer::draw() {
-    const std::int32_t token = sampler_.next(session_.logits());
+    const std::int32_t token = sampler_.next(session_.logits(), allowed_.empty() ? nullptr : allowed_.data());
+    allowed_.clear();
     if (token < 0) {
         finish_ = sampler_.failure();
         return;

@@ -33,6 +33,10 @@ public:
     Finish finish() const { return finish_; }
     void see(const std::int32_t* tokens, int count);
 
+    // Only tokens whose `allowed`, [vocab_size], is not 0 may be drawn next; those after it are free again.
+    // Throws std::invalid_argument when it has another length.
+    void allow(std::vector<std::uint8_t> allowed);
+
     // What the tokens read since the last call have touched.
     Touched take_touched();
 
@@ -52,6 +56,7 @@ private:
     int left_;
     std::int32_t pending_ = -1;  // drawn but not read yet
     Finish finish_ = Finish::no;
+    std::vector<std::uint8_t> allowed_;  // empty: all
     std::vector<std::int32_t> tokens_;  // drawn since the caller last took them
     bool trace_;
     Touched touched_;

@@ -44,8 +44,8 @@ void Sampler::see(std::int32_t token) {
     }
 }
 
-std::int32_t Sampler::next(const float* logits) {
-    if (!filter(logits)) {
+std::int32_t Sampler::next(const float* logits, const std::uint8_t* allowed) {
+    if (!filter(logits, allowed)) {
         return -1;
     }
     const int size = static_cast<int>(scores_.size());
@@ -73,7 +73,7 @@ std::int32_t Sampler::next(const float* logits) {
 }
 
 bool Sampler::distribution(const float* logits, float* probabilities) {
-    if (!filter(logits)) {
+    if (!filter(logits, nullptr)) {
         return false;
     }
     if (sampling_.temperature == 0.0f) {
@@ -85,7 +85,7 @@ bool Sampler::distribution(const float* logits, float* probabilities) {
     return true;
 }
 
-bool Sampler::filter(const float* logits) {
+bool Sampler::filter(const float* logits, const std::uint8_t* allowed) {
     const std::size_t size = scores_.size();
     bool has_nan = false;
     for (std::size_t i = 0; i < size; ++i) {
@@ -96,6 +96,9 @@ bool Sampler::filter(const float* logits) {
         if (seen_[i] != 0) {
             penalise(scores_[i], sampling_.repetition_penalty);
         }
+    }
+    for (std::size_t i = 0; allowed != nullptr && i < size; ++i) {
+        scores_[i] = allowed[i] != 0 ? scores_[i] : kNever;
     }
     float largest = scores_[static_cast<std::size_t>(kernels().argmax(scores_.data(), static_cast<int>(size)))];
     if (has_nan || !std::isfinite(largest)) {

@@ -41,15 +41,15 @@ public:
 
     std::size_t vocab_size() const { return scores_.size(); }
 
-    // Draws a token, or gives -1: then `failure` says why.
-    std::int32_t next(const float* logits);
+    // Draws a token, of those whose `allowed` is not 0 if it is given; or gives -1: then `failure` says why.
+    std::int32_t next(const float* logits, const std::uint8_t* allowed = nullptr);
     Finish failure() const { return failure_; }
 
     // The distribution that `next` draws from; false when there is none.
     bool distribution(const float* logits, float* probabilities);
 
 private:
-    bool filter(const float* logits);  // leaves the probabilities in scores_
+    bool filter(const float* logits, const std::uint8_t* allowed);  // leaves the probabilities in scores_
     void keep_largest();
     void keep_likely();
     double uniform();

@@ -182,23 +182,35 @@ def test_forks_and_saved_sessions_remember_everything(name: str, tmp_path: Path)
     assert session.length == 6
 
 
-def test_a_sampler_draws_what_a_writer_does(speaker) -> None:
+def test_a_writer_draws_of_what_is_allowed(speaker) -> None:
+    """Beside others that are free; without what is allowed, it draws what it would; the logits stay the model's."""
     _, engine = speaker
-    sampling = SamplingConfig(max_new_tokens=12, top_p=0.9, repetition_penalty=1.3, no_repeat_ngram_size=3)
-    prompt = [5, 6, 7, 5, 6]
-    (expected,) = engine.write([engine.start(engine.new_session(), prompt, sampling, 3)])
-    session = engine.new_session()
-    engine.read(session, prompt)
-    sampler, drawn = engine.sampler(session, sampling, 3), []
-    while len(drawn) < len(expected):
-        token = sampler.next(session.logits)
-        sampler.see(token)
-        engine.read(session, [token])
-        drawn.append(token)
-    assert drawn == expected
-    session.tokens[0] = 1 << 30
-    with pytest.raises(GenerationError, match="the token 1073741824"):
-        engine.sampler(session, sampling, 3)
+    sampling = SamplingConfig(max_new_tokens=12, top_p=0.9, repetition_penalty=1.3)
+    prompts = [[5, 6, 7], [8, 9], [5, 6, 7]]
+    expected = engine.write([engine.start(engine.new_session(), p, sampling, 3) for p in prompts])
+    sessions = [engine.new_session() for _ in prompts]
+    writers = [engine.start(s, p, sampling, 3) for s, p in zip(sessions, prompts, strict=True)]
+    everything, few = np.ones(engine.config.vocab_size, bool), np.zeros(engine.config.vocab_size, bool)
+    few[[20, 30, 40]] = True
+    texts = [[], [], []]
+    for step in range(12):
+        writers[0].allow(everything)
+        if step != 5:
+            writers[2].allow(few)
+        for text, tokens in zip(texts, engine.write(writers, steps=1), strict=True):
+            text += tokens
+    assert texts[:2] == expected[:2]
+    assert len(set(texts[2]) - {texts[2][5]}) > 1
+    assert {*texts[2][:5], *texts[2][6:]} <= {20, 30, 40}
+    assert texts[2][5] not in (20, 30, 40)
+    assert_close(sessions[2].logits, engine.logits(prompts[2] + texts[2][:-1])[-1], **TOLERANCE)
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=4)
+    writer = engine.start(engine.new_session(), [5], greedy)
+    with pytest.raises(ValueError, match=f"the model has {len(few)} tokens, not 3"):
+        writer.allow(few[:3])
+    writer.allow(~everything)
+    assert engine.write([writer]) == [[]]
+    assert writer.finish == "not_finite"
 
 
 def test_a_snapshot_leaves_out_what_was_drawn_and_not_read(speaker) -> None:

@@ -239,20 +239,6 @@ class Engine:
             raise GenerationError(str(error)) from None
         return writer
 
-    def sampler(self, session: Session, sampling: SamplingConfig, seed: int) -> native.Sampler:
-        """What draws tokens after those of a session as a writer would, for a caller who changes the logits before.
-
-        Raises:
-            GenerationError: the session has a token that is unknown.
-        """
-        sampler = native.Sampler(self._sampling(sampling, seed), self.config.vocab_size)
-        try:
-            for token in _text(session):
-                sampler.see(token)
-        except ValueError as error:
-            raise GenerationError(str(error)) from None
-        return sampler
-
     def search(self, session: Session, prompt: Sequence[int], sampling: SamplingConfig) -> tuple[list[int], str]:
         """Reads a prompt after what the session has read; gives the likeliest text that beams find, and why it ends.
 
@@ -304,7 +290,8 @@ class Engine:
         """Writes on, a token for every unfinished writer at each step; gives the tokens that each has written.
 
         Args:
-            writers: up to `MAX_RUNS`, each with a session of its own; `finish` says why one has finished.
+            writers: up to `MAX_RUNS`, each with a session of its own; `finish` says why one has finished. Of one that
+                was told to `allow` some tokens, bool [V], the next one is drawn of these.
             steps: steps at most; default: until all have finished.
             seconds: a step that ends later is the last.
 

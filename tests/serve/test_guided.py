@@ -59,8 +59,11 @@ def test_a_completion_too_and_with_log_probabilities(server: ServerProcess) -> N
     done = server.client().completions.create(
         model="small", prompt=PROMPT, max_tokens=120, logprobs=1, extra_body={"response_format": FORMAT}
     )
-    check(done.choices[0].text)
-    assert len(done.choices[0].logprobs.tokens) == done.usage.completion_tokens
+    text, scores = done.choices[0].text, done.choices[0].logprobs
+    check(text)
+    assert len(scores.tokens) == done.usage.completion_tokens
+    assert text.startswith(scores.tokens[0])
+    assert scores.token_logprobs[0] < -1  # as the model sees it, which would not begin so
 
 
 def test_any_object_and_plain_text(server: ServerProcess) -> None:

@@ -1,8 +1,7 @@
 """Text that a grammar allows, token by token: JSON by a schema.
 
-llguidance says after each token which may come next; the others' logits become minus infinity before the draw. The
-draw is the engine's own, from the same seed, so that a text is what it would be without the grammar where that allows
-it. The text is read and drawn one token at a time, beside those that are written together.
+llguidance says after each token which may come next, and the engine draws of these. It draws from the same seed as it
+would without a grammar, so that the text is the same where the grammar allows it.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ import llguidance
 import numpy as np
 from tokenizers import Tokenizer
 
-from terseformer.engine import Engine
-from terseformer.sampling import GenerationError, SamplingConfig
-from terseformer.session import Session
+from terseformer.sampling import GenerationError
 
 ANY_OBJECT = {"type": "object"}
 _OPTIONS = {"whitespace_flexible": False}  # else a text may go on with blanks for ever
@@ -38,10 +35,16 @@ class Grammar:
         return self._matcher.is_stopped()
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may follow, bool [V]."""
+        """Which tokens may follow, bool [V].
+
+        Raises:
+            GenerationError: there is none.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         mask = np.unpackbits(bits, count=min(self._vocab_size, 8 * len(bits)), bitorder="little").astype(bool)
+        if not mask.any():
+            raise GenerationError("the schema cannot be followed any further: no token of the model's is allowed")
         return np.pad(mask, (0, self._vocab_size - len(mask)))
 
     def push(self, token: int) -> None:
@@ -85,57 +88,3 @@ class Grammars:
         if matcher.is_error():
             raise GenerationError(f"the JSON schema cannot be used: {matcher.get_error()}")
         return Grammar(matcher, self._vocab_size)
-
-
-class GuidedWriter:
-    """Writes a text by a grammar; has what a native writer has, and one step for each token.
-
-    Args:
-        engine: of the model.
-        session: has read the prompt.
-        sampling: how tokens are drawn.
-        seed: of the draws.
-        grammar: this text's own.
-    """
-
-    def __init__(self, engine: Engine, session: Session, sampling: SamplingConfig, seed: int, grammar: Grammar) -> None:
-        self._engine, self._session, self._sampling, self._grammar = engine, session, sampling, grammar
-        self._sampler = engine.sampler(session, sampling, seed)
-        self._left = sampling.max_new_tokens
-        self._drawn: int | None = None  # and not yet read
-        self.finish = "eos" if grammar.complete else ""
-
-    def step(self) -> list[int]:
-        """Draws the next token, unless the text has come to its end.
-
-        Raises:
-            GenerationError: the logits are not finite, or the grammar cannot go on.
-        """
-        if self.finish:
-            return []
-        if self._drawn is not None:
-            self._engine.read(self._session, [self._drawn])
-        logits = self._session.logits
-        if not np.isfinite(logits.max()):
-            self.finish = "not_finite"
-            return []
-        allowed = self._grammar.allowed()
-        if not allowed.any():
-            raise GenerationError("the schema cannot be followed any further: no token of the model's is allowed")
-        logits[~allowed] = -np.inf
-        token = self._sampler.next(logits)
-        if token < 0:
-            self.finish = "repeats"
-            return []
-        self._sampler.see(token)
-        self._drawn = token
-        self._left -= 1
-        if token in self._engine.stop_ids:
-            self.finish = "eos"
-            return [token]
-        self._grammar.push(token)
-        if self._grammar.complete:
-            self.finish = "stop"
-        elif not self._left or self._session.length + 1 >= self._session.capacity + bool(self._session.source):
-            self.finish = "length"
-        return [token]

@@ -144,21 +144,18 @@ class Lane:
             self._end(job)
 
     def _write(self) -> None:
-        """Goes on with all texts; by a step where one of them needs every token's logits."""
-        together = [text for text in self._writing if text.guided is None]
-        guided = [text for text in self._writing if text.guided is not None]
-        if together:
-            one_step = bool(guided) or any(text.stepwise for text in together)
-            writers = [text.writer for text in together]
+        """Goes on with all texts; by a step where one of them is to be looked at after every token."""
+        for text in list(self._writing):
+            self._guard([text.job], text.prepare)
+        texts = list(self._writing)  # of jobs that go on
+        steps = 1 if any(text.stepwise for text in texts) else None
 
-            def write() -> list[list[int]]:
-                return self._model.engine.write(writers, 1 if one_step else None, _ROUND_SECONDS)
+        def write() -> list[list[int]]:
+            return self._model.engine.write([text.writer for text in texts], steps, _ROUND_SECONDS)
 
-            written = self._guard([text.job for text in together], write) or []
-            for text, tokens in zip(together, written, strict=False):
-                self._guard([text.job], lambda text=text, tokens=tokens: self._advance(text, tokens))
-        for text in guided:
-            self._guard([text.job], lambda text=text: self._advance(text, text.step()))
+        written = self._guard([text.job for text in texts], write) or []
+        for text, tokens in zip(texts, written, strict=False):
+            self._guard([text.job], lambda text=text, tokens=tokens: self._advance(text, tokens))
 
     def _advance(self, text: Writing, tokens: Sequence[int]) -> None:
         """Sends what has become certain of a text, and ends it where it has come to its end."""

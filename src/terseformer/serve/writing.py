@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from terseformer.engine import finish_reason
 from terseformer.serve.delivery import Piece, Token, Trace
-from terseformer.serve.guided import GuidedWriter
 from terseformer.serve.job import Job, Prompt
 from terseformer.serve.models import ServedModel
 from terseformer.serve.scores import score
@@ -31,29 +29,24 @@ class Writing:
         self.job, self.session, self.index, self._engine = job, session, index, model.engine
         self._text = TextWriter(model.tokenizer, prompt.tokens, job.sampling.stop, model.pad_token_id)
         seed = (job.seed + number) % 2**63
-        self.writer: Any = None
-        self.guided: GuidedWriter | None = None
-        if job.grammar is not None:
-            self.guided = GuidedWriter(model.engine, session, job.sampling, seed, job.grammar.copy())
-        else:
-            self.writer = model.engine.start(session, [], job.sampling, seed, trace=job.trace)
-        # Logits are there of the last token alone; and where the tokens' bytes are not known, only the text shows a
-        # stop string.
-        self.stepwise = job.num_top is not None or (bool(job.sampling.stop) and model.engine.token_bytes is None)
+        self.writer = model.engine.start(session, [], job.sampling, seed, trace=job.trace)
+        self._grammar = job.grammar.copy() if job.grammar is not None else None
+        # A grammar is asked before each token; logits are there of the last one alone; and where the tokens' bytes are
+        # not known, only the text shows a stop string.
+        self.stepwise = (
+            self._grammar is not None
+            or job.num_top is not None
+            or (bool(job.sampling.stop) and model.engine.token_bytes is None)
+        )
 
-    @property
-    def finish(self) -> str:
-        """What ends the text after the tokens that were drawn, if something does."""
-        return self.guided.finish if self.guided else self.writer.finish
-
-    def step(self) -> list[int]:
-        """Draws the next token of a text that a grammar guides.
+    def prepare(self) -> None:
+        """Tells the writer which tokens may be drawn next, where a grammar says so.
 
         Raises:
-            GenerationError: the text cannot go on.
+            GenerationError: the grammar cannot go on.
         """
-        assert self.guided is not None
-        return self.guided.step()
+        if self._grammar is not None:
+            self.writer.allow(self._grammar.allowed())
 
     def push(self, tokens: Sequence[int]) -> Piece:
         """The piece of text that has become certain with the tokens that were just drawn.
@@ -61,9 +54,13 @@ class Writing:
         Raises:
             GenerationError: the text cannot go on.
         """
-        reason = finish_reason(self.finish, self.job.sampling)
-        if self.guided is None:  # which counts a token when it is read
-            self.session.tokens += tokens
+        reason = finish_reason(self.writer.finish, self.job.sampling)
+        self.session.tokens += tokens
+        if self._grammar is not None and reason not in ("eos", "stop"):
+            for token in tokens:
+                self._grammar.push(token)
+            if self._grammar.complete:
+                reason = "stop"
         pieces, scored = [], []
         for i, token in enumerate(tokens, 1):
             if self.job.num_top is not None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -29,7 +29,7 @@ from terseformer.pack import pack
 from terseformer.serve.errors import internal_error, no_replica
 from terseformer.serve.front import Front, ReplicaLost
 from terseformer.serve.guard import Guard
-from terseformer.serve.limits import MAX_CONNECTIONS, Limits
+from terseformer.serve.limits import MAX_CONNECTIONS, Caching, Limits
 from terseformer.serve.main import listen, log_to_stderr, own_names, run
 from terseformer.serve.metrics import Metrics
 from terseformer.serve.models import named_folders
@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 def serve(
     checkpoints: Sequence[str],
     limits: Limits,
+    caching: Caching,
     *,
     scaling: Scaling,
     host: str,
@@ -56,24 +57,19 @@ def serve(
     dtype: Dtype,
     threads: int | None,
     keys: Sequence[str],
-    cache_memory: int,
-    cache_disk: int,
-    cache_folder: Path | None,
 ) -> None:
     """Serves models as `terseformer.serve.main.serve` does, by replicas on Ray.
 
     Args:
         checkpoints: as `named_folders` takes them; the replicas must find the folders at the same paths.
         limits: how much the server, and in it each replica, takes on.
+        caching: how much each replica keeps.
         scaling: how many replicas, and where.
         host: the address to listen at.
         port: 0: any that is free.
         dtype: of the weights.
         threads: of each engine, and the CPUs that Ray keeps for a replica; None: the cores, shared by the replicas.
         keys: of which a request must have one.
-        cache_memory: megabytes of each replica's prefix cache in memory; 0: none is kept at all.
-        cache_disk: megabytes on disk.
-        cache_folder: where; default: in the folder for fetched files.
 
     Raises:
         UserError: a checkpoint cannot be used, there is no listening at this address, or the replicas do not start.
@@ -99,11 +95,9 @@ def serve(
         )(_Deployed).bind(
             folders,
             limits,
+            replace(caching, cache_folder=caching.cache_folder and caching.cache_folder.absolute()),
             dtype=dtype,
             threads=threads,
-            cache_memory=cache_memory,
-            cache_disk=cache_disk,
-            cache_folder=cache_folder and cache_folder.absolute(),
         )
         with _cluster(scaling.address, threads * scaling.most), _running(replica, listener) as handle:
             metrics = Metrics()

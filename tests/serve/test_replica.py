@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from served import PROMPT
-from terseformer.serve.limits import Limits
+from terseformer.serve.limits import Caching, Limits
 from terseformer.serve.replica import Replica
 
 
 def test_a_replica_tells_no_key_what_another_has_asked(runs: Path) -> None:
     """Its front has checked the key, and hands on a digest."""
     folders = {"small": runs / "small"}
-    replica = Replica(folders, Limits(), dtype="f32", threads=1, cache_memory=64, cache_disk=0, cache_folder=None)
+    replica = Replica(folders, Limits(), Caching(cache_memory=64, cache_disk=0), dtype="f32", threads=1)
     body = json.dumps({"model": "small", "prompt": PROMPT, "max_tokens": 2, "temperature": 0}).encode()
 
     async def cached(key: bytes) -> int:

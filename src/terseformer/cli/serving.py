@@ -5,7 +5,6 @@
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from terseformer.cli import flags
@@ -14,7 +13,7 @@ from terseformer.errors import UserError
 
 def serve(args: Sequence[str]) -> None:
     """Starts the server."""
-    from terseformer.serve.limits import Limits
+    from terseformer.serve.limits import Caching, Limits
     from terseformer.serve.scaling import Scaling
 
     def serve(
@@ -24,9 +23,7 @@ def serve(args: Sequence[str]) -> None:
         port: int = 8000,
         api_key: tuple[str, ...] = (),
         limits: Limits = Limits(),  # noqa: B008
-        cache_memory: int = 1024,
-        cache_disk: int = 4096,
-        cache_folder: Path | None = None,
+        caching: Caching = Caching(),  # noqa: B008
         dtype: Literal["f32", "bf16", "int8"] = "f32",
         threads: int = 0,
         ray: bool = False,
@@ -40,9 +37,7 @@ def serve(args: Sequence[str]) -> None:
             port: 0 takes any that is free.
             api_key: a request must have one of these; without any, all are answered. TERSE_API_KEY is another.
             limits: how much is taken on.
-            cache_memory: megabytes of the prefix cache in memory; 0: no prefix cache.
-            cache_disk: megabytes of the prefix cache on disk; 0: none.
-            cache_folder: where it lies; without one, in the folder for fetched files.
+            caching: how much is kept.
             dtype: of the engines' weights.
             threads: of each engine; 0: the physical cores, or TERSE_THREADS; replicas share these.
             ray: serve by replicas on Ray, on this machine or a cluster.
@@ -71,14 +66,12 @@ def serve(args: Sequence[str]) -> None:
         serve(
             checkpoints,
             limits,
+            caching,
             host=host,
             port=port,
             dtype=dtype,
             threads=threads or None,
             keys=keys,
-            cache_memory=cache_memory,
-            cache_disk=cache_disk,
-            cache_folder=cache_folder,
         )
 
     flags.call("serve", serve, args)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from terseformer.data import default_cache
 from terseformer.errors import UserError
 from terseformer.serve.disk import DiskCache, Key
+from terseformer.serve.limits import Caching
 from terseformer.session import Session, Snapshot
 
 _RECENT = 64
@@ -128,24 +128,20 @@ def _keys(model: str, owner: bytes, tokens: Sequence[int], lengths: Iterable[int
     return keys
 
 
-def open_cache(memory: int, disk: int, folder: Path | None) -> PrefixCache | None:
-    """A prefix cache with what its folder holds.
-
-    Args:
-        memory: megabytes in memory; 0: there is no cache.
-        disk: megabytes on disk; 0: none.
-        folder: where; default: in the folder for fetched files.
+def open_cache(caching: Caching) -> PrefixCache | None:
+    """A prefix cache with what its folder holds; none, where nothing is to be kept.
 
     Raises:
         UserError: the folder cannot be used.
     """
+    memory, disk = caching.cache_memory * _MB, caching.cache_disk * _MB
     if not memory:
         return None
     if not disk:
-        return PrefixCache(memory * _MB)
-    folder = folder or default_cache() / "prefixes"
+        return PrefixCache(memory)
+    folder = caching.cache_folder or default_cache() / "prefixes"
     try:
-        return PrefixCache(memory * _MB, DiskCache(folder, disk * _MB))
+        return PrefixCache(memory, DiskCache(folder, disk))
     except OSError as error:
         raise UserError(
             f"the prefix cache cannot be kept in {folder}: {error.strerror or error}; give another --cache-folder, or "

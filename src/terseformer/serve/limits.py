@@ -1,8 +1,9 @@
-"""How much a server takes on."""
+"""How much a server takes on, and how much it keeps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from terseformer.config import ConfigError
 from terseformer.engine import MAX_RUNS
@@ -45,3 +46,20 @@ class Limits:
         ):
             if not valid:
                 raise ConfigError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caching:
+    """How much a server keeps of the prompts and texts that it has read, for those that begin alike."""
+
+    cache_memory: int = 1024
+    """Megabytes of the prefix cache in memory; 0: no prefix cache."""
+    cache_disk: int = 4096
+    """Megabytes of the prefix cache on disk; 0: none."""
+    cache_folder: Path | None = None
+    """Where it lies; without one, in the folder for fetched files."""
+
+    def __post_init__(self) -> None:
+        for name in ("cache_memory", "cache_disk"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)!r}")

@@ -9,7 +9,6 @@ import logging
 import socket
 import sys
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import uvicorn
@@ -20,7 +19,7 @@ from terseformer.layout import Dtype
 from terseformer.serve.app import create_app
 from terseformer.serve.cache import open_cache
 from terseformer.serve.connection import connection
-from terseformer.serve.limits import Limits
+from terseformer.serve.limits import Caching, Limits
 from terseformer.serve.models import load_models, named_folders
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -29,29 +28,25 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 def serve(
     checkpoints: Sequence[str],
     limits: Limits,
+    caching: Caching,
     *,
     host: str,
     port: int,
     dtype: Dtype,
     threads: int | None,
     keys: Sequence[str],
-    cache_memory: int,
-    cache_disk: int,
-    cache_folder: Path | None,
 ) -> None:
     """Serves models until it is told to stop: by SIGTERM, or Ctrl-C; a second one stops it at once.
 
     Args:
         checkpoints: as `named_folders` takes them.
         limits: how much is taken on.
+        caching: how much is kept.
         host: the address to listen at.
         port: 0: any that is free.
         dtype: of the weights.
         threads: of each engine.
         keys: of which a request must have one.
-        cache_memory: megabytes of the prefix cache in memory; 0: none is kept at all.
-        cache_disk: megabytes on disk.
-        cache_folder: where; default: in the folder for fetched files.
 
     Raises:
         UserError: a checkpoint cannot be used, or there is no listening at this address.
@@ -59,7 +54,7 @@ def serve(
     log_to_stderr()
     with listen(host, port) as listener:
         models = load_models(named_folders(checkpoints), dtype, threads)
-        cache = open_cache(cache_memory, cache_disk, cache_folder)
+        cache = open_cache(caching)
         app = create_app(models, limits, cache, keys, own_names(host, keys))
         engine = models[0].engine
         how = f"{engine.isa}, {engine.threads} threads, {engine.dtype}"

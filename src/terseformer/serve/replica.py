@@ -15,7 +15,7 @@ from starlette.types import Message
 from terseformer.layout import Dtype
 from terseformer.serve.app import create_app
 from terseformer.serve.cache import open_cache
-from terseformer.serve.limits import Limits
+from terseformer.serve.limits import Caching, Limits
 from terseformer.serve.models import load_models
 from terseformer.serve.respond import stop
 from terseformer.serve.server import Server
@@ -29,11 +29,9 @@ class Replica:
     Args:
         folders: of the models, by name.
         limits: how much it takes on.
+        caching: how much it keeps.
         dtype: of the weights.
         threads: of each engine.
-        cache_memory: megabytes of the prefix cache in memory; 0: none is kept at all.
-        cache_disk: megabytes on disk.
-        cache_folder: where; default: in the folder for fetched files.
 
     Raises:
         UserError: a model or the cache's folder cannot be used.
@@ -43,15 +41,13 @@ class Replica:
         self,
         folders: Mapping[str, Path],
         limits: Limits,
+        caching: Caching,
         *,
         dtype: Dtype,
         threads: int,
-        cache_memory: int,
-        cache_disk: int,
-        cache_folder: Path | None,
     ) -> None:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._cache = open_cache(cache_memory, cache_disk, cache_folder)
+        self._cache = open_cache(caching)
         self._app = create_app(load_models(folders, dtype, threads), limits, self._cache)
         self._server: Server = self._app.state.server
         self._server.scheduler.start()

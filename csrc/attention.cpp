@@ -401,7 +401,7 @@ void BidirectionalAttention::prepare(Context& context, const float* in) const {
         for (int t = 0; t < run.count; ++t) {
             const int position = context.batch.positions[index(run.first + t)];
             const std::size_t at = index(run.first + t) * index(heads_.size);
-            float* const queries = work.queries.data() + index(position) * index(heads_.size);
+            float* const queries = work.source->queries.data() + index(position) * index(heads_.size);
             for (int i = heads.begin * heads_.width; i < heads.end * heads_.width; ++i) {
                 float& query = work.q.data()[at + index(i)];
                 float& key = work.k.data()[at + index(i)];
@@ -420,7 +420,7 @@ void BidirectionalAttention::prepare(Context& context, const float* in) const {
 }
 
 void BidirectionalAttention::apply(Context& context, const float*, float* out) const {
-    float* const all = context.work.queries.data();
+    float* const all = context.work.source->queries.data();
     Session& session = *context.batch.runs.front().session;
     const bool hashes = pattern_.hashes(session.capacity());
     if (hashes && context.batch.positions.front() == 0) {  // with the first block, all of the source

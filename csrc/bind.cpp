@@ -279,6 +279,8 @@ NB_MODULE(_native, m) {
         .def("take_touched", [](terse::Writer& self) { return numpy(self.take_touched()); })
         .def_prop_ro("finish", [](const terse::Writer& self) { return name_of(self.finish()); });
 
+    nb::class_<terse::Reading>(m, "Reading");
+
     nb::class_<terse::Engine>(m, "Engine")
         .def("__init__",
              [](terse::Engine* self, const LoadedModel& model, int threads, int rows, int runs, bool poison) {
@@ -286,12 +288,17 @@ NB_MODULE(_native, m) {
              },
              nb::keep_alive<1, 2>(), "model"_a, "threads"_a, "rows"_a, "runs"_a, "poison"_a = false)
         .def_prop_ro("threads", &terse::Engine::threads)
-        .def("read_source",
+        .def("begin_source",
              [](terse::Engine& self, terse::Session& session, const Tokens& tokens) {
-                 const nb::gil_scoped_release released;
-                 self.read_source(session, tokens.data(), static_cast<int>(tokens.size()));
+                 return self.begin_source(session, tokens.data(), static_cast<int>(tokens.size()));
              },
-             "session"_a, "tokens"_a)
+             nb::keep_alive<0, 1>(), nb::keep_alive<0, 2>(), "session"_a, "tokens"_a)
+        .def("read_source",
+             [](terse::Engine& self, terse::Reading& reading, double seconds) {
+                 const nb::gil_scoped_release released;
+                 return self.read_source(reading, std::chrono::microseconds(static_cast<std::int64_t>(seconds * 1e6)));
+             },
+             "reading"_a, "seconds"_a)
         .def("read",
              [](terse::Engine& self, terse::Session& session, const Tokens& tokens) {
                  const nb::gil_scoped_release released;

@@ -60,7 +60,13 @@ struct Sizes {
     std::size_t quantised = 0;  // bytes of a row that an int8 matrix is multiplied by
     std::size_t segments = 0;   // such a row has at most
     std::size_t second = 0;     // row: the second stream
-    std::size_t source = 0;     // rows of the longest source
+};
+
+// Rows of a whole source that is read.
+struct SourceRows {
+    Buffer first;    // the stream, [length][hidden_size]
+    Buffer second;   // the second one, if there are two
+    Buffer queries;  // of one layer of attention among the source's tokens, [length][hidden_size]
 };
 
 // Where a call computes. Allocated once for the largest batch.
@@ -81,9 +87,7 @@ struct Workspace {
     Buffer frames;      // [rows and past][sizes.frame]
     Buffer recurrent;   // [rows][sizes.recurrent]
     Buffer second;      // the second stream, [rows][sizes.second]
-    Buffer source;      // the stream of a whole source, [sizes.source][hidden_size]
-    Buffer source_second;  // and the second one
-    Buffer queries;        // of one layer of attention among a source's tokens, [sizes.source][hidden_size]
+    SourceRows* source = nullptr;  // that is read at the moment
     std::vector<std::int32_t> chosen;  // [rows][sizes.chosen]
     std::vector<Buffer> own_normed;    // of each worker: one row
     std::vector<Buffer> own_gated;     // of each worker: [sizes.gated]

@@ -38,26 +38,20 @@ Encoder::Encoder(const Options& options, const Tensors& tensors, Dtype dtype, Si
     }
 }
 
-Streams Encoder::apply(Worker& worker, Workspace& work, const std::vector<Batch>& blocks) const {
-    Streams streams{work.source.data(), (two_streams_ ? work.source_second : work.source).data()};
-    for (const Batch& block : blocks) {
-        Context context{worker, block, work};
-        embedding_.apply(context, positions_, streams.at(block, size_));
+bool Encoder::add_stages(std::vector<Stage>& stages) const {
+    stages.push_back([this](Context& context, Streams streams) {
+        embedding_.apply(context, positions_, streams);
+        context.worker.barrier();
+    });
+    const bool swapped = stack_.add_stages(stages);
+    if (norm_) {
+        stages.push_back([this](Context& context, Streams streams) { finish(context, streams); });
     }
-    worker.barrier();
-    streams = stack_.apply(worker, work, blocks, streams, size_);
-    for (const Batch& block : blocks) {
-        Context context{worker, block, work};
-        finish(context, streams.at(block, size_));
-    }
-    return streams;
+    return swapped;
 }
 
-// What follows the layers, unless both streams are handed on as they are.
+// What follows the layers, unless both streams are handed on as they are: their places do not matter.
 void Encoder::finish(Context& context, Streams streams) const {
-    if (!norm_) {
-        return;
-    }
     const float* x = streams.first;
     if (out_) {
         average(context, streams, context.work.x.data(), size_);

@@ -21,9 +21,9 @@ public:
     // Of the session that a source is read with; its one cache serves all layers in turn.
     const SessionShape& session_shape() const { return shape_; }
 
-    // Passes the consecutive blocks of a source through all layers; gives where the encoded streams lie, for all workers
-    // to see. Memory grows with the source's length, not with its square.
-    Streams apply(Worker& worker, Workspace& work, const std::vector<Batch>& blocks) const;
+    // What the consecutive blocks of a source go through; says whether the streams have changed places at the end. Memory
+    // grows with the source's length, not with its square.
+    bool add_stages(std::vector<Stage>& stages) const;
 
 private:
     void finish(Context& context, Streams streams) const;

@@ -83,33 +83,46 @@ void Engine::check_tokens(const std::int32_t* tokens, int count) const {
     }
 }
 
-// A session's next tokens, as many at a time as pass through the model together.
-std::vector<Batch> Engine::blocks(Session& session, const std::int32_t* tokens, int count) const {
-    std::vector<Batch> blocks;
-    const int most = std::min(work_.rows, session.longest_run());
-    for (int start = 0; start < count; start += most) {
-        const int rows = std::min(most, count - start);
-        blocks.push_back({{{&session, 0, rows}}, {tokens + start, tokens + start + rows}, {}, {}});
-        for (int i = 0; i < rows; ++i) {
-            blocks.back().positions.push_back(session.length() + start + i);
-        }
-    }
-    return blocks;
-}
-
-void Engine::read_source(Session& session, const std::int32_t* tokens, int count) {
+std::unique_ptr<Reading> Engine::begin_source(Session& session, const std::int32_t* tokens, int count) {
     const Session::Use use(session);
-    const std::lock_guard lock(callers_);
     check(session);
     if (!session.waits_for_source() || count != session.source_length()) {
         throw std::invalid_argument("the session has no room for a source of " + std::to_string(count) + " tokens");
     }
     check_tokens(tokens, count);
-    Session encoder(*model_->encoder_shape(), count, poison_);
-    const std::vector<Batch> encoding = blocks(encoder, tokens, count);
-    const std::vector<Batch> decoding = blocks(session, tokens, count);
-    team_.run([&](Worker& worker) { model_->read_source(worker, work_, encoding, decoding); });
-    session.end_source();
+    return std::make_unique<Reading>(model_, session, tokens, count, work_.rows, poison_);
+}
+
+bool Engine::read_source(Reading& reading, std::chrono::microseconds time) {
+    const Session::Use use(reading.session());
+    const std::lock_guard lock(callers_);
+    if (&reading.model() != model_.get()) {
+        throw std::invalid_argument("the source was begun by another model");
+    }
+    if (!reading.done() && !reading.session().waits_for_source()) {
+        throw std::invalid_argument("the session has read its source another time");
+    }
+    const auto end = std::chrono::steady_clock::now() + time;
+    bool stopped = reading.done();
+    if (!stopped) {
+        work_.source = &reading.rows();
+        team_.run([&](Worker& worker) {
+            do {
+                reading.apply(worker, work_);
+                worker.barrier();
+                if (worker.index() == 0) {
+                    reading.next();
+                    stopped = reading.done() || std::chrono::steady_clock::now() >= end;
+                }
+                worker.barrier();
+            } while (!stopped);
+        });
+        work_.source = nullptr;
+        if (reading.done()) {
+            reading.session().end_source();
+        }
+    }
+    return reading.done();
 }
 
 void Engine::read(Session& session, const std::int32_t* tokens, int count, float* logits) {
@@ -125,7 +138,7 @@ void Engine::read(Session& session, const std::int32_t* tokens, int count, float
     }
     check_tokens(tokens, count);
     int start = 0;
-    for (const Batch& batch : blocks(session, tokens, count)) {
+    for (const Batch& batch : blocks(session, tokens, count, work_.rows)) {
         const int rows = batch.rows();
         float* const kept = logits == nullptr ? nullptr : logits + index(start) * index(model_->vocab_size());
         start += rows;

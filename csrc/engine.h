@@ -11,6 +11,7 @@
 
 #include "beam.h"
 #include "model.h"
+#include "reading.h"
 #include "sampler.h"
 
 namespace terse {
@@ -70,9 +71,12 @@ public:
     const Model& model() const { return *model_; }
     int threads() const { return team_.size(); }
 
-    // Reads a source into a session that has room for it and has read nothing yet. Throws std::invalid_argument when the
-    // model has no source, the source is of another length, or a token is unknown.
-    void read_source(Session& session, const std::int32_t* tokens, int count);
+    // Begins to read a source into a session that has room for it and has read nothing yet. Throws std::invalid_argument
+    // when the model has no source, the source is of another length, or a token is unknown.
+    std::unique_ptr<Reading> begin_source(Session& session, const std::int32_t* tokens, int count);
+
+    // Goes on reading a source until all is read or a step ends after `time`; says whether all is read.
+    bool read_source(Reading& reading, std::chrono::microseconds time);
 
     // Reads tokens into a session; its logits are then those of the next token. With `logits`, [count][vocab_size], all
     // of them are kept. Throws std::invalid_argument when a token is unknown or the session is full.
@@ -92,7 +96,6 @@ private:
     void check(const Session& session) const;
     void check_tokens(const std::int32_t* tokens, int count) const;
     void read_each(Context& context, float* logits) const;
-    std::vector<Batch> blocks(Session& session, const std::int32_t* tokens, int count) const;
 
     std::shared_ptr<const Model> model_;
     Team team_;

@@ -22,9 +22,6 @@ Workspace::Workspace(const Sizes& sizes, int hidden_size, int positions, int max
         *buffer = Buffer(n * index(hidden_size), poison);
     }
     second = Buffer(n * sizes.second, poison);
-    source = Buffer(sizes.source * index(hidden_size), poison);
-    source_second = Buffer(sizes.source * sizes.second, poison);
-    queries = Buffer(sizes.source * index(hidden_size), poison);
     hidden = Buffer(n * sizes.hidden, poison);
     logits = Buffer(n * sizes.logits, poison);
     frames = Buffer(n * sizes.frame + index(max_runs) * sizes.past);  // zeros beside the modules

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 namespace terse {
 namespace {
@@ -47,7 +48,7 @@ Model::Model(const Options& options, const Tensors& tensors)
     }
     if (kind != "causal_lm") {
         encoder_ = std::make_unique<Encoder>(options, tensors, dtype, sizes_, *embedding_);
-        sizes_.source = index(max_positions_);
+        source_swapped_ = encoder_->add_stages(source_stages_);
     }
     if (kind == "terraformer") {
         shape_.source = SourceUse::prefix;
@@ -94,18 +95,15 @@ void Model::add_reversible_blocks(Builder& builder) {
 
 int Model::max_places() const { return shape_.source == SourceUse::prefix ? 2 * max_positions_ : max_positions_; }
 
-void Model::read_source(Worker& worker, Workspace& work, const std::vector<Batch>& encoding,
-                        const std::vector<Batch>& decoding) const {
-    const Streams encoded = encoder_->apply(worker, work, encoding);
-    for (const Batch& block : decoding) {
-        Context context{worker, block, work};
-        const Streams rows = encoded.at(block, hidden_size_);
-        if (shape_.source == SourceUse::prefix) {
-            decoder_.apply(context, rows);
-        }
-        for (const CrossAttention* const cross : crosses_) {
-            cross->read(context, rows.first);
-        }
+void Model::decode_source(Context& context, Streams encoded) const {
+    if (source_swapped_) {
+        std::swap(encoded.first, encoded.second);
+    }
+    if (shape_.source == SourceUse::prefix) {
+        decoder_.apply(context, encoded);
+    }
+    for (const CrossAttention* const cross : crosses_) {
+        cross->read(context, encoded.first);
     }
 }
 

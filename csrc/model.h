@@ -32,10 +32,9 @@ public:
     // Of the session that a source is read with. Null: the model reads none.
     const SessionShape* encoder_shape() const { return encoder_ ? &encoder_->session_shape() : nullptr; }
 
-    // Reads a source in consecutive blocks, twice the same but for the session: that of the encoder, and that which then
-    // goes on with the text. All workers call it together.
-    void read_source(Worker& worker, Workspace& work, const std::vector<Batch>& encoding,
-                     const std::vector<Batch>& decoding) const;
+    // How the encoder reads a source; and what the decoder then does with each block of its encoded streams.
+    const std::vector<Stage>& source_stages() const { return source_stages_; }
+    void decode_source(Context& context, Streams encoded) const;
 
     // Passes a batch through all layers; all workers call it together. The sessions' lengths do not change.
     void forward(Context& context) const;
@@ -54,6 +53,8 @@ private:
     const float* positions_ = nullptr;  // [max_positions][hidden_size]
     std::unique_ptr<Rotary> rotary_;
     std::unique_ptr<Encoder> encoder_;
+    std::vector<Stage> source_stages_;
+    bool source_swapped_ = false;  // whether its streams have changed places behind the last stage
     Stack decoder_;
     std::vector<const CrossAttention*> crosses_;  // of the decoder
     std::unique_ptr<Norm> norm_;

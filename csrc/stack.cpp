@@ -12,23 +12,22 @@ Streams Stack::apply(Context& context, Streams streams) const {
     return streams;
 }
 
-Streams Stack::apply(Worker& worker, Workspace& work, const std::vector<Batch>& blocks, Streams streams,
-                     int size) const {
+bool Stack::add_stages(std::vector<Stage>& stages) const {
+    bool swapped = false;
     for (const Step& step : steps_) {
-        for (const Batch& block : blocks) {
-            Context context{worker, block, work};
-            step.layer->prepare(context, streams.at(block, size).second);
-        }
-        for (const Batch& block : blocks) {
-            Context context{worker, block, work};
-            const Streams rows = streams.at(block, size);
-            step.layer->apply(context, rows.second, rows.first);
-        }
-        if (step.swap) {
-            std::swap(streams.first, streams.second);
-        }
+        const Sublayer* const layer = step.layer.get();
+        stages.push_back([layer, swapped](Context& context, Streams streams) {
+            layer->prepare(context, swapped ? streams.first : streams.second);
+        });
+        stages.push_back([layer, swapped](Context& context, Streams streams) {
+            if (swapped) {
+                std::swap(streams.first, streams.second);
+            }
+            layer->apply(context, streams.second, streams.first);
+        });
+        swapped ^= step.swap;
     }
-    return streams;
+    return swapped;
 }
 
 void average(Context& context, Streams streams, float* mean, int size) {

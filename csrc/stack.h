@@ -1,6 +1,7 @@
 // The layers of an encoder or of a decoder, one after another.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -8,6 +9,10 @@
 #include "layers.h"
 
 namespace terse {
+
+// What is done with each block of a source before the first one goes through the next stage. All workers call it together
+// and see what it has done.
+using Stage = std::function<void(Context&, Streams)>;
 
 // Each layer adds to the first stream what it makes of the second; then, where `swap` says so, they change places.
 class Stack {
@@ -17,8 +22,8 @@ public:
     // Passes a batch through all layers; gives where the streams lie then.
     Streams apply(Context& context, Streams streams) const;
 
-    // The same for a whole source in consecutive blocks, whose streams lie one behind the other.
-    Streams apply(Worker& worker, Workspace& work, const std::vector<Batch>& blocks, Streams streams, int size) const;
+    // The same in stages, for the blocks of a source; says whether the streams have changed places at the end.
+    bool add_stages(std::vector<Stage>& stages) const;
 
 private:
     struct Step {

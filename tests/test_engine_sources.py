@@ -60,6 +60,30 @@ def test_parity_of_logits(name: str, dtype: Dtype, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DISTINCT_ENCODER_DECODERS)
+def test_parity_of_a_source_in_pieces(name: str, tmp_path: Path) -> None:
+    """Two sources and a text by turns, a step each; all are read as they are alone."""
+    model = make_model(replace(DISTINCT_ENCODER_DECODERS[name], max_position_embeddings=2 * MAX_ROWS + 5))
+    engine = make_engine(model, tmp_path)
+    sources = [draw_tokens(model.config, length, seed=length) for length in (3, 2 * MAX_ROWS + 5, MAX_ROWS + 1)]
+    text = draw_tokens(model.config, 40)
+    alone = [engine.logits(text, engine.new_session(source=source)) for source in sources]
+    written = engine.new_session(source=sources[0])
+    sessions = [engine.new_session(source=source, in_pieces=True) for source in sources[1:]]
+    with pytest.raises(GenerationError, match="waits for its source"):
+        engine.read(sessions[0], [1])
+    waiting, rows = list(sessions), []
+    while waiting:
+        waiting = [session for session in waiting if not engine.read_source(session, 0.0)]
+        if len(rows) < len(text):
+            rows.append(engine.logits(text[len(rows) : len(rows) + 1], written)[0])
+    assert len(rows) > 10
+    assert_close(np.stack(rows), alone[0][: len(rows)], **TOLERANCE)
+    for session, expected in zip(sessions, alone[1:], strict=True):
+        assert engine.read_source(session)
+        assert_close(engine.logits(text, session), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", DISTINCT_ENCODER_DECODERS)
 @pytest.mark.parametrize("length", [1, 2 * MAX_ROWS + 5])
 def test_parity_of_short_and_long_sources(name: str, length: int, tmp_path: Path) -> None:
     """One token, and more than pass through the model together."""
@@ -230,12 +254,20 @@ def test_a_session_reads_its_source_once_and_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="waits for its source"):
         engine._engine.read(state, one)
     with pytest.raises(ValueError, match="no room for a source of 1 tokens"):
-        engine._engine.read_source(state, one)
+        engine._engine.begin_source(state, one)
     with pytest.raises(ValueError, match="the token 21 at place 1"):
-        engine._engine.read_source(state, np.array([1, 21, 1], np.int32))
-    engine._engine.read_source(state, three)
+        engine._engine.begin_source(state, np.array([1, 21, 1], np.int32))
+    reading, again = (engine._engine.begin_source(state, three) for _ in range(2))
+    assert engine._engine.read_source(reading, 1.0)
+    assert engine._engine.read_source(reading, 1.0)
+    with pytest.raises(ValueError, match="has read its source another time"):
+        engine._engine.read_source(again, 1.0)
     with pytest.raises(ValueError, match="no room for a source of 3 tokens"):
-        engine._engine.read_source(state, three)
+        engine._engine.begin_source(state, three)
+    other = make_engine(make_model(config), tmp_path)
+    reading = engine._engine.begin_source(native.Session(engine._model, 4, False, 3), three)
+    with pytest.raises(ValueError, match="begun by another model"):
+        other._engine.read_source(reading, 1.0)
     for length in (0, 12):
         with pytest.raises(ValueError, match=f"no session for a source of {length} tokens"):
             native.Session(engine._model, 4, False, length)

@@ -110,12 +110,15 @@ class Engine:
         """The instruction set that the kernels use."""
         return native.isa()
 
-    def new_session(self, capacity: int | None = None, source: Sequence[int] | None = None) -> Session:
+    def new_session(
+        self, capacity: int | None = None, source: Sequence[int] | None = None, *, in_pieces: bool = False
+    ) -> Session:
         """A session that has read nothing but, for an encoder-decoder, its source.
 
         Args:
             capacity: longest sequence that fits, in tokens, a source not counted; default `max_position_embeddings`.
             source: token ids that an encoder-decoder makes a text of, which begins with `pad_token_id`.
+            in_pieces: leave the source to `read_source`, before which the session reads nothing else.
 
         Raises:
             GenerationError: the source is missing, empty, too long, or has an unknown token; or it is not for this
@@ -129,9 +132,23 @@ class Engine:
         if self._pad_token_id is not None:
             check_source(source, limit, self.config.vocab_size)
         state = native.Session(self._model, capacity or limit, self._poison, len(source))
+        session = Session(state, source=source)
         if source:
-            self._engine.read_source(state, _ids(source))
-        return Session(state, source=source)
+            session._reading = self._engine.begin_source(state, _ids(source))
+            if not in_pieces:
+                self.read_source(session)
+        return session
+
+    def read_source(self, session: Session, seconds: float = math.inf) -> bool:
+        """Goes on reading a session's source, and says whether all is read.
+
+        Args:
+            session: of `new_session(source=..., in_pieces=True)`.
+            seconds: after which no step is begun; each takes some 128 tokens a layer further.
+        """
+        if session._reading is not None and self._engine.read_source(session._reading, min(seconds, _FOREVER)):
+            session._reading = None
+        return session._reading is None
 
     def load_session(self, path: Path | str) -> Session:
         """A session that was saved; a source that cross-attention looks at is read once more.

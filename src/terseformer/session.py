@@ -34,6 +34,7 @@ class Session:
 
     def __init__(self, state: Any, tokens: Sequence[int] = (), source: Sequence[int] = ()) -> None:
         self._state = state
+        self._reading: Any = None  # a source, before it is read to its end
         self.source = tuple(source)
         """Tokens of the source that an encoder-decoder has read, before those of the sequence."""
         self.tokens = list(tokens)

@@ -6,17 +6,14 @@ import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from terseformer.sampling import SamplingConfig
-from terseformer.serve.delivery import Delivery
+from jobs import Delivered, make_job
 from terseformer.serve.errors import ApiError
 from terseformer.serve.guard import Guard
 from terseformer.serve.guided import Grammar
-from terseformer.serve.job import Client, Job, Prompt
 from terseformer.serve.lane import Lane
 from terseformer.serve.limits import Limits
 from terseformer.serve.metrics import Metrics
@@ -27,18 +24,6 @@ class Panic(BaseException):
     """What a Rust library raises: no Exception."""
 
 
-class Delivered(Delivery):
-    """What has been sent, without an event loop."""
-
-    pending = 0
-
-    def __init__(self) -> None:
-        self.sent: list[Any] = []
-
-    def put(self, item: Any) -> None:
-        self.sent.append(item)
-
-
 class Broken(Grammar):
     """A grammar that cannot be begun."""
 
@@ -46,20 +31,6 @@ class Broken(Grammar):
 
     def copy(self) -> Broken:
         raise Panic
-
-
-def make_job(delivery: Delivered, grammar: Grammar | None = None) -> Job:
-    return Job(
-        model="small",
-        client=Client("a"),
-        prompts=[Prompt(tokens=[1, 2, 3])],
-        num_texts=1,
-        sampling=SamplingConfig(temperature=0.0, max_new_tokens=4),
-        max_tokens=4,
-        seed=0,
-        delivery=delivery,
-        grammar=grammar,
-    )
 
 
 def test_a_panic_fails_one_job(runs: Path, caplog: pytest.LogCaptureFixture) -> None:

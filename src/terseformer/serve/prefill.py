@@ -10,6 +10,9 @@ from terseformer.serve.models import ServedModel
 from terseformer.serve.scores import score
 from terseformer.session import Session
 
+_PIECE_SECONDS = 0.02
+"""For how long a source is read before others have their turn."""
+
 
 class Prefill:
     """Reads one prompt into a session, between the steps of other texts.
@@ -38,7 +41,11 @@ class Prefill:
         if self._session is None:
             self._session = self._begin()
         session, tokens = self._session, self._prompt.tokens
-        if self._model.pad_token_id is None and session.length < len(tokens):
+        if self._model.pad_token_id is not None:
+            if not self._model.engine.read_source(session, _PIECE_SECONDS):
+                return False
+            self._model.engine.read(session, [self._model.pad_token_id])
+        elif session.length < len(tokens):
             self._read(session, min(self._places[0], session.length + MAX_ROWS))
             if session.length == self._places[0]:
                 self._places.pop(0)
@@ -50,12 +57,10 @@ class Prefill:
         return True
 
     def _begin(self) -> Session:
-        """A session with room for the text, which has read what the cache knows, or a source."""
+        """A session with room for the text, which has read what the cache knows, or waits for its source."""
         engine, prompt, context = self._model.engine, self._prompt, self._model.context
         if self._model.pad_token_id is not None:
-            session = engine.new_session(min(context, max(1, self._job.max_tokens)), prompt.tokens)
-            engine.read(session, [self._model.pad_token_id])
-            return session
+            return engine.new_session(min(context, max(1, self._job.max_tokens)), prompt.tokens, in_pieces=True)
         capacity = min(context, len(prompt.tokens) + self._job.max_tokens)
         parting, snapshot = 0, None
         if self._cache:

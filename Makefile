@@ -62,7 +62,7 @@ sanitize: $(STAMP) ## run the engine's tests under AddressSanitizer and UBSan, o
 	  -DCMAKE_CXX_FLAGS='-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer -O1' \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) >/dev/null
 	@$(BIN)/cmake --build $(SANITIZED) >/dev/null
-	$(BIN)/python tests/sanitize.py $(SANITIZED)/_native*.so $(SANITIZE) $(ARGS)
+	$(BIN)/python tests/sanitize.py $(SANITIZED)/_native*.so $(SANITIZE) $(subst loadgroup,load,$(PARALLEL)) $(ARGS)
 
 lint: $(STAMP) ## check style, types and who imports whom
 	$(BIN)/ruff check

@@ -10,14 +10,14 @@ namespace terse {
 Encoder::Encoder(const Options& options, const Tensors& tensors, Dtype dtype, Sizes& sizes, const Embedding& embedding)
     : size_(options.size("hidden_size")),
       embedding_(embedding),
-      positions_(tensors.floats("encoder_position.weight", {options.size("max_position_embeddings"), size_})),
-      two_streams_(options.text("kind") == "terraformer") {
+      positions_(tensors.floats("encoder_position.weight", {options.size("max_position_embeddings"), size_})) {
+    const bool two_streams = options.text("kind") == "terraformer";
     Builder builder{tensors, options, dtype, sizes, shape_};
     shape_.layers = 1;
     shape_.heads = options.size("num_attention_heads");
     shape_.head_dim = size_ / shape_.heads;
     for (int i = 0; i < options.size("num_encoder_layers"); ++i) {
-        if (two_streams_) {
+        if (two_streams) {
             const std::string attention = "encoder.layers." + std::to_string(2 * i);
             stack_.add(std::make_unique<BidirectionalAttention>(builder, attention + ".norm", attention + ".attention"),
                        true);
@@ -30,9 +30,9 @@ Encoder::Encoder(const Options& options, const Tensors& tensors, Dtype dtype, Si
             stack_.add(std::make_unique<FeedForwardLayer>(builder, block));
         }
     }
-    if (!two_streams_ || !options.flag("reversible_encoder")) {
+    if (!two_streams || !options.flag("reversible_encoder")) {
         norm_.emplace(builder, "encoder_norm", size_);
-        if (two_streams_) {
+        if (two_streams) {
             out_ = std::make_unique<Dense>(builder, "encoder_out", size_, size_, true);
         }
     }

@@ -33,7 +33,6 @@ private:
     const float* positions_;  // [max_positions][hidden_size]
     SessionShape shape_;
     Stack stack_;
-    bool two_streams_;
     std::unique_ptr<Layer> out_;  // of the mean of two streams
     std::optional<Norm> norm_;
 };

@@ -22,8 +22,10 @@ class Delivered(Delivery):
         self.sent.append(item)
 
 
-def make_job(delivery: Delivered, grammar: Grammar | None = None, model: str = "small") -> Job:
-    """Four tokens of one text."""
+def make_job(
+    delivery: Delivered, grammar: Grammar | None = None, model: str = "small", num_top: int | None = None
+) -> Job:
+    """Four tokens of one text; with `num_top`, which asks for log-probabilities, one in a round."""
     return Job(
         model=model,
         client=Client("a"),
@@ -34,4 +36,5 @@ def make_job(delivery: Delivered, grammar: Grammar | None = None, model: str = "
         seed=0,
         delivery=delivery,
         grammar=grammar,
+        num_top=num_top,
     )

@@ -365,7 +365,7 @@ void CausalAttention::write(Context& context, const Run& run, int head) const {
     cache.make_room(head, pattern_.window().begin(first), first + run.count);
     for (int t = 0; t < run.count; ++t) {
         const std::size_t at = index(run.first + t) * index(heads_.size) + index(head * heads_.width);
-        const int position = context.batch.positions[index(run.first + t)];
+        const int position = run.session->prefix() + context.batch.positions[index(run.first + t)];
         float* const query = work.q.data() + at;
         float* const key = work.k.data() + at;
         if (rotary_ != nullptr) {
@@ -377,13 +377,15 @@ void CausalAttention::write(Context& context, const Run& run, int head) const {
                 query[i] = key[i] = (query[i] + key[i]) / 2;
             }
         }
-        cache.write(head, run.session->prefix() + position, key, work.v.data() + at);
+        cache.write(head, position, key, work.v.data() + at);
     }
 }
 
-BidirectionalAttention::BidirectionalAttention(Builder& builder, const std::string& norm, const std::string& name)
+BidirectionalAttention::BidirectionalAttention(Builder& builder, const std::string& norm, const std::string& name,
+                                               const Rotary* rotary)
     : heads_(builder.options),
       pattern_(builder.options, "encoder_attention_pattern"),
+      rotary_(rotary),
       norm_(builder, norm, heads_.size),
       projection_(make_projection(builder, name + ".projection", "encoder_attention", heads_.size)) {
     if (pattern_.shared()) {
@@ -402,6 +404,10 @@ void BidirectionalAttention::prepare(Context& context, const float* in) const {
             const int position = context.batch.positions[index(run.first + t)];
             const std::size_t at = index(run.first + t) * index(heads_.size);
             float* const queries = work.source->queries.data() + index(position) * index(heads_.size);
+            for (int head = heads.begin; rotary_ != nullptr && head < heads.end; ++head) {
+                rotary_->rotate(work.q.data() + at + index(head * heads_.width), position);
+                rotary_->rotate(work.k.data() + at + index(head * heads_.width), position);
+            }
             for (int i = heads.begin * heads_.width; i < heads.end * heads_.width; ++i) {
                 float& query = work.q.data()[at + index(i)];
                 float& key = work.k.data()[at + index(i)];

@@ -110,7 +110,7 @@ private:
 // Attention of all tokens of a source to one another: all are prepared before the first is applied.
 class BidirectionalAttention : public Sublayer {
 public:
-    BidirectionalAttention(Builder& builder, const std::string& norm, const std::string& name);
+    BidirectionalAttention(Builder& builder, const std::string& norm, const std::string& name, const Rotary* rotary);
     void prepare(Context& context, const float* in) const override;
     void apply(Context& context, const float* in, float* out) const override;
 
@@ -118,6 +118,7 @@ private:
     Heads heads_;
     Pattern pattern_;
     std::optional<HashedAttention> hashed_;
+    const Rotary* rotary_;
     Norm norm_;
     std::unique_ptr<Projection> projection_;
 };

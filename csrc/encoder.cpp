@@ -2,31 +2,37 @@
 
 #include <algorithm>
 
-#include "attention.h"
 #include "feedforward.h"
 
 namespace terse {
 
 Encoder::Encoder(const Options& options, const Tensors& tensors, Dtype dtype, Sizes& sizes, const Embedding& embedding)
-    : size_(options.size("hidden_size")),
-      embedding_(embedding),
-      positions_(tensors.floats("encoder_position.weight", {options.size("max_position_embeddings"), size_})) {
+    : size_(options.size("hidden_size")), embedding_(embedding) {
     const bool two_streams = options.text("kind") == "terraformer";
     Builder builder{tensors, options, dtype, sizes, shape_};
     shape_.layers = 1;
     shape_.heads = options.size("num_attention_heads");
     shape_.head_dim = size_ / shape_.heads;
+    const std::string& own = options.text("encoder_position");
+    const std::string& position = own == "like_decoder" ? options.text("position") : own;
+    const int max_positions = options.size("max_position_embeddings");
+    if (position == "rotary") {
+        rotary_ = std::make_unique<Rotary>(max_positions, shape_.head_dim, options.number("rope_theta"));
+    } else {
+        positions_ = tensors.floats("encoder_position.weight", {max_positions, size_});
+    }
     for (int i = 0; i < options.size("num_encoder_layers"); ++i) {
         if (two_streams) {
             const std::string attention = "encoder.layers." + std::to_string(2 * i);
-            stack_.add(std::make_unique<BidirectionalAttention>(builder, attention + ".norm", attention + ".attention"),
+            stack_.add(std::make_unique<BidirectionalAttention>(builder, attention + ".norm", attention + ".attention",
+                                                                rotary_.get()),
                        true);
             stack_.add(std::make_unique<FeedForwardLayer>(builder, "encoder.layers." + std::to_string(2 * i + 1)),
                        options.flag("swap_twice"));
         } else {
             const std::string block = "encoder_blocks." + std::to_string(i);
-            stack_.add(
-                std::make_unique<BidirectionalAttention>(builder, block + ".attention_norm", block + ".attention"));
+            stack_.add(std::make_unique<BidirectionalAttention>(builder, block + ".attention_norm",
+                                                                block + ".attention", rotary_.get()));
             stack_.add(std::make_unique<FeedForwardLayer>(builder, block));
         }
     }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "attention.h"
 #include "embedding.h"
 #include "layers.h"
 #include "session.h"
@@ -30,7 +31,8 @@ private:
 
     int size_;
     const Embedding& embedding_;
-    const float* positions_;  // [max_positions][hidden_size]
+    const float* positions_ = nullptr;  // [max_positions][hidden_size]
+    std::unique_ptr<Rotary> rotary_;
     SessionShape shape_;
     Stack stack_;
     std::unique_ptr<Layer> out_;  // of the mean of two streams

@@ -41,21 +41,20 @@ Model::Model(const Options& options, const Tensors& tensors)
     shape_.window = Pattern(options, "attention_pattern").window();
     const bool tied = options.text("head.kind") == "dense" && options.flag("head.tied");
     embedding_.emplace(options, tensors, dtype, tied ? std::sqrt(static_cast<float>(hidden_size_)) : 1.0f);
+    shape_.source = kind == "terraformer" ? SourceUse::prefix : kind == "seq2seq" ? SourceUse::cross : SourceUse::none;
     if (options.text("position") == "rotary") {
-        rotary_ = std::make_unique<Rotary>(max_positions_, shape_.head_dim, options.number("rope_theta"));
+        rotary_ = std::make_unique<Rotary>(max_places(), shape_.head_dim, options.number("rope_theta"));
     } else {
         positions_ = tensors.floats("position.weight", {max_positions_, hidden_size_});
     }
-    if (kind != "causal_lm") {
+    if (shape_.source != SourceUse::none) {
         encoder_ = std::make_unique<Encoder>(options, tensors, dtype, sizes_, *embedding_);
         source_swapped_ = encoder_->add_stages(source_stages_);
     }
-    if (kind == "terraformer") {
-        shape_.source = SourceUse::prefix;
+    if (shape_.source == SourceUse::prefix) {
         sizes_.second = index(hidden_size_);
         add_reversible_blocks(builder);
     } else {
-        shape_.source = encoder_ ? SourceUse::cross : SourceUse::none;
         add_blocks(builder);
     }
     norm_ = std::make_unique<Norm>(builder, "norm", hidden_size_);
@@ -85,7 +84,7 @@ void Model::add_reversible_blocks(Builder& builder) {
         const std::string name = "decoder.layers." + std::to_string(i);
         if (i % (attentions + 1) < attentions) {
             decoder_.add(std::make_unique<CausalAttention>(builder, name + ".norm", name + ".attention",
-                                                           shape_.layers++, nullptr),
+                                                           shape_.layers++, rotary_.get()),
                          true);
         } else {
             decoder_.add(std::make_unique<FeedForwardLayer>(builder, name), true);

@@ -58,7 +58,6 @@ def test_what_the_engine_does_not_decode_is_refused(config: ModelConfig) -> None
 @pytest.mark.parametrize(
     "change",
     [
-        {"position": "rotary"},
         {"encoder_attention_pattern": FavorPatternConfig()},
         {"forget_every": 1},
         {"half_before_layer": 1},

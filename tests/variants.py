@@ -225,6 +225,15 @@ ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
         f"seq2seq-{position}": _seq2seq(position=position, hidden_size=24)
         for position in ("sin_cos", "fixed_base", "infinite")
     },
+    "seq2seq-rotary_scaling": _seq2seq(
+        **_SCALING, cross_attention=SparseCrossProjectionConfig(qkv_modules=6), position="rotary"
+    ),
+    "seq2seq-encoder_learned": _seq2seq(encoder_position="learned", position="rotary"),
+    "seq2seq-rotary_lsh": _seq2seq(
+        position="rotary",
+        encoder_attention_pattern=LSHPatternConfig(chunk_length=3, chunks_after=1),
+        attention_pattern=_PATTERN["lsh"],
+    ),
     "seq2seq-axial": _seq2seq(position="axial", axial_shape=(4, 3), axial_sizes=(19, 11)),
     "seq2seq-local": _seq2seq(encoder_attention_pattern=LocalPatternConfig(chunk_length=2, chunks_after=1)),
     "seq2seq-lsh": _seq2seq(
@@ -259,6 +268,13 @@ ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
         encoder_attention_pattern=LSHPatternConfig(chunk_length=2, num_hashes=3),
         attention_pattern=LSHPatternConfig(chunk_length=2 * MAX_POSITION),
     ),
+    "terraformer-rotary_local": _terraformer(
+        position="rotary",
+        encoder_attention_pattern=LocalPatternConfig(chunk_length=4, chunks_before=0, chunks_after=1),
+        attention_pattern=LocalPatternConfig(chunk_length=5),
+    ),
+    "terraformer-encoder_rotary": _terraformer(encoder_position="rotary", position="sinusoidal"),
+    "terraformer-rotary_scaling": _terraformer(**_SCALING, position="rotary"),
     "terraformer-fixed_base": _terraformer(position="fixed_base", hidden_size=24),
     "terraformer-scaling": _terraformer(**_SCALING),
     "terraformer-scaling_reversible": _terraformer(**_SCALING, reversible_encoder=True, num_attention_layers=1),

@@ -100,11 +100,10 @@ def account(config: c.ModelConfig | c.EncoderDecoderConfig, context: int = 0, nu
     """
     first, last = (config.first, config.last) if isinstance(config, c.TerraformerConfig) else (config, config)
     size = first.hidden_size
-    position = position_cost(first)
     parts = (
         Part("embedding", 1, table_cost(config.vocab_size, size)),
-        *(() if isinstance(first, c.ModelConfig) else _encoder_parts(first, position)),
-        Part("position", 1, position),
+        *(() if isinstance(first, c.ModelConfig) else _encoder_parts(first)),
+        Part("position", 1, position_cost(first)),
         *_decoder_parts(config, context, num_source),
         Part("final_norm", 1, norm_cost(last.last_norm_kind, last.hidden_size)),
         Part("head", 1, head_cost(last.head, last.hidden_size, last.vocab_size)),
@@ -148,14 +147,14 @@ def _block_parts(
     )
 
 
-def _encoder_parts(config: c.EncoderDecoderConfig, position: Cost) -> tuple[Part, ...]:
+def _encoder_parts(config: c.EncoderDecoderConfig) -> tuple[Part, ...]:
     size, blocks = config.hidden_size, config.num_encoder_layers
     has_end = not (isinstance(config, c.TerraformerConfig) and config.reversible_encoder)
     end, num_forgets = norm_cost(config.last_norm_kind, size), 0
     if isinstance(config, c.TerraformerConfig):
         end, num_forgets = end + dense_cost(size, size), len(config.forgets(blocks))
     parts = (
-        Part("encoder_position", 1, position),
+        Part("encoder_position", 1, position_cost(config.of_encoder)),
         Part("encoder_attention", blocks, attention_cost(config.encoder_attention, size)),
         Part("encoder_feed_forward", blocks, feed_forward_cost(config.feed_forward, size)),
         Part("encoder_recurrent", blocks, recurrent_cost(config.sru, size)),

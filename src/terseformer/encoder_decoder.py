@@ -33,7 +33,7 @@ class EncoderDecoder(nn.Module):
         self.embedding_scale = config.hidden_size**0.5 if tied else 1.0
         nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
         self.embedding_dropout = SequenceDropout(config.dropout)
-        self.encoder_position, self.position = positions(config), positions(config)
+        self.encoder_position, self.position = positions(config.of_encoder), positions(config)
         last = last or config
         self.norm = last_norm(last)
         self.head = language_model_head(last.head, last.hidden_size, self.embedding)

@@ -61,8 +61,6 @@ def _undecoded(config: AnyConfig) -> Iterator[tuple[str, object]]:
     for name in ("attention_pattern",) if is_decoder else ("attention_pattern", "encoder_attention_pattern"):
         if (kind := getattr(config, name).kind) not in ("softmax", "local", "lsh", "mixed"):
             yield f"{name}.kind", kind
-    if not is_decoder and config.position == "rotary":
-        yield "position", config.position
     if isinstance(config, c.TerraformerConfig):
         for name in ("forget_every", "half_before_layer", "double_after_layer"):
             if value := getattr(config, name):
@@ -248,7 +246,7 @@ def _model(config: AnyConfig, pack: _Pack) -> Iterator[Entry]:
             for index in range(config.num_hidden_layers):
                 yield from _block(config, f"blocks.{index}", config.attention, pack)
         case c.Seq2SeqConfig():
-            yield from _positions(config, "encoder_position", pack)
+            yield from _positions(config.of_encoder, "encoder_position", pack)
             for index in range(config.num_encoder_layers):
                 yield from _block(config, f"encoder_blocks.{index}", config.encoder_attention, pack)
             yield from _norm(config, "encoder_norm", pack)
@@ -257,7 +255,7 @@ def _model(config: AnyConfig, pack: _Pack) -> Iterator[Entry]:
                 yield from _norm(config, f"blocks.{index}.cross_norm", pack)
                 yield from _cross_projection(config, f"blocks.{index}.cross.projection", pack)
         case c.TerraformerConfig():
-            yield from _positions(config, "encoder_position", pack)
+            yield from _positions(config.of_encoder, "encoder_position", pack)
             yield from _reversible(config, "encoder", config.num_encoder_layers, 1, config.encoder_attention, pack)
             if not config.reversible_encoder:
                 yield from pack.dense("encoder_out", size, size)

@@ -26,7 +26,9 @@ class Seq2Seq(EncoderDecoder):
         self.encoder_blocks = nn.ModuleList(
             Block(
                 config,
-                self_attention(config, config.encoder_attention, config.encoder_attention_pattern, causal=False),
+                self_attention(
+                    config.of_encoder, config.encoder_attention, config.encoder_attention_pattern, causal=False
+                ),
             )
             for _ in range(config.num_encoder_layers)
         )

@@ -64,7 +64,7 @@ class Terraformer(EncoderDecoder):
         self.decoder = self._decoder()
 
     def _encoder(self) -> ReversibleStack:
-        c, blocks = self.config.first, self.config.num_encoder_layers
+        c, blocks = self.config.first.of_encoder, self.config.num_encoder_layers
         layers = nn.ModuleList()
         for _ in range(blocks):
             layers += [

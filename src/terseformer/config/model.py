@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from terseformer.config.checks import ConfigError, require, require_multiple, require_ranges
 from terseformer.config.parts import (
@@ -19,6 +19,9 @@ from terseformer.config.parts import (
     SRUConfig,
 )
 from terseformer.config.patterns import AttentionPatternConfig, LocalPatternConfig, SoftmaxPatternConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,10 @@ class _EncoderDecoderConfig(_TransformerConfig):
     """How q, k, v and the output of the encoder's attention are made."""
     encoder_attention_pattern: AttentionPatternConfig = field(default_factory=SoftmaxPatternConfig)
     """Which tokens of the source a token of the source sees, and how."""
+    encoder_position: Literal[
+        "like_decoder", "learned", "sinusoidal", "sin_cos", "fixed_base", "infinite", "rotary"
+    ] = "like_decoder"
+    """How a token of the source knows its place; `position` then says how one of the target does."""
     pad_token_id: int = 0
     """The token that fills up a source; the decoder starts with it."""
 
@@ -163,6 +170,20 @@ class _EncoderDecoderConfig(_TransformerConfig):
             0 <= self.pad_token_id < self.vocab_size,
             f"model.pad_token_id must lie in [0, {self.vocab_size}), not {self.pad_token_id}",
         )
+        if self.encoder_position != "like_decoder":
+            require(
+                self.position != "axial",
+                f"model.encoder_position = {self.encoder_position!r} cannot be combined with model.position = 'axial'; "
+                "leave it out or change model.position",
+            )
+            _ = self.of_encoder  # which must be right, too
+
+    @property
+    def of_encoder(self) -> Self:
+        """The configuration as the encoder has it: `position` is its own."""
+        if self.encoder_position == "like_decoder":
+            return self
+        return replace(self, position=self.encoder_position, encoder_position="like_decoder")
 
 
 @dataclass(frozen=True, kw_only=True)

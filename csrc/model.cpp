@@ -42,9 +42,10 @@ Model::Model(const Options& options, const Tensors& tensors)
     const bool tied = options.text("head.kind") == "dense" && options.flag("head.tied");
     embedding_.emplace(options, tensors, dtype, tied ? std::sqrt(static_cast<float>(hidden_size_)) : 1.0f);
     shape_.source = kind == "terraformer" ? SourceUse::prefix : kind == "seq2seq" ? SourceUse::cross : SourceUse::none;
-    if (options.text("position") == "rotary") {
+    const std::string& position = options.text("position");
+    if (position == "rotary") {
         rotary_ = std::make_unique<Rotary>(max_places(), shape_.head_dim, options.number("rope_theta"));
-    } else {
+    } else if (position != "none") {
         positions_ = tensors.floats("position.weight", {max_positions_, hidden_size_});
     }
     if (shape_.source != SourceUse::none) {

@@ -114,13 +114,14 @@ def models(draw: st.DrawFn) -> ModelConfig | c.EncoderDecoderConfig:
         "attention_dropout": below_one,
         "attention": attentions(modules),
         "attention_pattern": patterns(),
-        "position": st.sampled_from(["learned", "sinusoidal", "sin_cos", "rotary"]),
+        "position": st.sampled_from(["learned", "sinusoidal", "sin_cos", "rotary", "none"]),
         "feed_forward": feed_forwards(),
         "sru": any_of(c.SRUConfig),
         "head": any_of(c.DenseHeadConfig)
         | any_of(c.MultiplicativeHeadConfig, head_modules=st.just(head_modules), sparse_prob=unit),
     }
     encoder = {"encoder_attention": attentions(modules), "encoder_attention_pattern": patterns()}
+    encoder["encoder_position"] = st.sampled_from(["learned", "sinusoidal", "sin_cos", "infinite", "rotary"])
     both = shared | encoder | {"pad_token_id": st.just(0)}
     cross = any_of(c.DenseProjectionConfig) | any_of(
         c.SparseCrossProjectionConfig, qkv_modules=st.just(modules), module_kernel=odd
@@ -436,6 +437,28 @@ def test_a_part_without_kind_asks_for_one() -> None:
         (
             {"model": {"hidden_size": 12, "position": "rotary"}},
             "model.position = 'rotary' needs an even head width, not 3; change model.num_attention_heads",
+        ),
+        (
+            {"model": {"kind": "seq2seq", "hidden_size": 12, "encoder_position": "rotary"}},
+            "model.encoder_position = 'rotary' needs an even head width, not 3; change model.num_attention_heads",
+        ),
+        (
+            {"model": {"kind": "seq2seq", "position": "none"}},
+            "model.position = 'none' leaves the source without any order; name a model.encoder_position, such as "
+            "'rotary'",
+        ),
+        (
+            {
+                "model": {
+                    "kind": "seq2seq",
+                    "encoder_position": "rotary",
+                    "position": "axial",
+                    "axial_shape": [8, 64],
+                    "axial_sizes": [128, 128],
+                }
+            },
+            "model.encoder_position = 'rotary' cannot be combined with model.position = 'axial'; leave it out or "
+            "change model.position",
         ),
         (
             {"model": {"hidden_size": 12, "position": "fixed_base"}},

@@ -69,6 +69,7 @@ POSITIONS = {
     "fixed_base": {"position": "fixed_base", "hidden_size": 24},
     "axial": {"position": "axial", "axial_shape": (3, 4), "axial_sizes": (10, 20)},
     "rotary": {"position": "rotary"},
+    "encoder_rotary": {"position": "none", "encoder_position": "rotary"},
 }
 for name, options in POSITIONS.items():
     CONFIGS[f"seq2seq-{name}"] = Seq2SeqConfig(**SIZES | options)

@@ -135,7 +135,8 @@ VARIANTS: dict[str, ModelConfig] = {
     **{f"head-{name}": _model(head=config) for name, config in _HEAD.items()},
     **{f"sru-{n}": _model(sru=SRUConfig(num_layers=n, size=9)) for n in (1, 2)},
     **{
-        f"position-{position}": _model(position=position) for position in ("learned", "sinusoidal", "sin_cos", "rotary")
+        f"position-{position}": _model(position=position)
+        for position in ("learned", "sinusoidal", "sin_cos", "rotary", "none")
     },
     "position-fixed_base": _model(position="fixed_base", hidden_size=24),
     "position-infinite": _model(position="infinite"),
@@ -273,7 +274,7 @@ ENCODER_DECODERS: dict[str, EncoderDecoderConfig] = {
         encoder_attention_pattern=LocalPatternConfig(chunk_length=4, chunks_before=0, chunks_after=1),
         attention_pattern=LocalPatternConfig(chunk_length=5),
     ),
-    "terraformer-encoder_rotary": _terraformer(encoder_position="rotary", position="sinusoidal"),
+    "terraformer-encoder_rotary": _terraformer(encoder_position="rotary", position="none"),
     "terraformer-rotary_scaling": _terraformer(**_SCALING, position="rotary"),
     "terraformer-fixed_base": _terraformer(position="fixed_base", hidden_size=24),
     "terraformer-scaling": _terraformer(**_SCALING),

@@ -45,7 +45,7 @@ def _norm(config: AnyConfig, kind: str) -> nn.Module:
 
 
 def positions(config: AnyConfig) -> nn.Module | None:
-    """The vectors that are added to the embedding's, as a configuration names them; None if attention rotates."""
+    """The vectors that are added to the embedding's, as a configuration names them, if any."""
     size = config.hidden_size
     match config.position:
         case "learned":
@@ -58,7 +58,7 @@ def positions(config: AnyConfig) -> nn.Module | None:
             return InfinitePositions(config.max_position_embeddings, size)
         case "axial":
             return AxialPositions(config.axial_shape, config.axial_sizes, config.dropout)
-        case "rotary":
+        case "rotary" | "none":
             return None
 
 

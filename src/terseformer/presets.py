@@ -245,7 +245,9 @@ def _summarizers() -> Iterator[tuple[str, Seq2SeqConfig | TerraformerConfig]]:
         num_encoder_layers=3,
         num_decoder_layers=3,
         max_position_embeddings=16384,
-        position="rotary",
+        # Over source and target together rotary positions would be distances that differ from source to source.
+        position="none",
+        encoder_position="rotary",
         num_attention_layers=2,  # as many as self- and cross-attention of the others together; the original's default
         head=DenseHeadConfig(tied=True),
         **sparse,

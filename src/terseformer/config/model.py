@@ -34,11 +34,13 @@ class _TransformerConfig:
     """Heads H; they divide hidden_size."""
     max_position_embeddings: int = 512
     """Longest sequence, in tokens."""
-    position: Literal["learned", "sinusoidal", "sin_cos", "fixed_base", "infinite", "axial", "rotary"] = "learned"
+    position: Literal["learned", "sinusoidal", "sin_cos", "fixed_base", "infinite", "axial", "rotary", "none"] = (
+        "learned"
+    )
     """How a token knows its place, in an encoder-decoder with weights of their own for source and target: `learned`
     starts from the sinusoids, as the reference does; `sin_cos` has all sines before all cosines; `fixed_base` has
     digits, and in training starts anywhere; `infinite` has drifting waves; `axial` has coordinates; `rotary` turns
-    queries and keys."""
+    queries and keys; with `none` a token knows its place only by what it sees, which are the tokens before it."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     axial_shape: tuple[int, ...] = ()
@@ -80,7 +82,8 @@ class _TransformerConfig:
         for name in ("attention", "encoder_attention", "cross_attention"):
             modules = getattr(getattr(self, name, None), "qkv_modules", 1)
             require_multiple("model.hidden_size", self.hidden_size, f"model.{name}.qkv_modules", modules)
-        self._check_positions()
+        self._check_position("position", self.position)
+        self._check_axes()
         pattern = self.attention_pattern
         require(
             not (isinstance(pattern, LocalPatternConfig) and pattern.chunks_after),
@@ -90,20 +93,22 @@ class _TransformerConfig:
         if isinstance(self.head, MultiplicativeHeadConfig):
             require_multiple("model.vocab_size", self.vocab_size, "model.head.head_modules", self.head.head_modules)
 
-    def _check_positions(self) -> None:
-        shape, sizes = self.axial_shape, self.axial_sizes
-        if self.position == "rotary":
+    def _check_position(self, option: str, position: str) -> None:
+        if position == "rotary":
             require(
                 self.head_dim % 2 == 0,
-                f"model.position = 'rotary' needs an even head width, not {self.head_dim}; "
+                f"model.{option} = 'rotary' needs an even head width, not {self.head_dim}; "
                 "change model.num_attention_heads",
             )
-        if self.position == "fixed_base":
+        if position == "fixed_base":
             require(
                 self.hidden_size % 8 == 0,
-                f"model.position = 'fixed_base' has 8 digits, but model.hidden_size = {self.hidden_size} is not a "
+                f"model.{option} = 'fixed_base' has 8 digits, but model.hidden_size = {self.hidden_size} is not a "
                 "multiple of 8; change one of them",
             )
+
+    def _check_axes(self) -> None:
+        shape, sizes = self.axial_shape, self.axial_sizes
         if self.position != "axial":
             require(
                 not (shape or sizes),
@@ -170,13 +175,17 @@ class _EncoderDecoderConfig(_TransformerConfig):
             0 <= self.pad_token_id < self.vocab_size,
             f"model.pad_token_id must lie in [0, {self.vocab_size}), not {self.pad_token_id}",
         )
-        if self.encoder_position != "like_decoder":
-            require(
-                self.position != "axial",
-                f"model.encoder_position = {self.encoder_position!r} cannot be combined with model.position = 'axial'; "
-                "leave it out or change model.position",
-            )
-            _ = self.of_encoder  # which must be right, too
+        require(
+            self.position != "none" or self.encoder_position != "like_decoder",
+            "model.position = 'none' leaves the source without any order; name a model.encoder_position, such as "
+            "'rotary'",
+        )
+        require(
+            self.position != "axial" or self.encoder_position == "like_decoder",
+            f"model.encoder_position = {self.encoder_position!r} cannot be combined with model.position = 'axial'; "
+            "leave it out or change model.position",
+        )
+        self._check_position("encoder_position", self.encoder_position)
 
     @property
     def of_encoder(self) -> Self:

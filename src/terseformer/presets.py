@@ -213,7 +213,7 @@ _SMALL_5M = ModelConfig(
 
 
 # Small encoder-decoders of one size, with the best settings that we know. Tied heads let them copy what they have
-# read; a multiplicative head cannot be tied. With rotary positions they learn to copy in half of the steps.
+# read; a multiplicative head cannot be tied. With rotary positions the dense one learns to copy sooner.
 
 _SUMMARIZE = Seq2SeqConfig(
     vocab_size=1024,

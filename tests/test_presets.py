@@ -142,8 +142,10 @@ def test_summarizers_are_equally_large() -> None:
     dense = members["dense"]
     assert all(within_1_percent(num_parameters(config), num_parameters(dense)) for config in members.values())
     assert dense_twin(members["scaling"]) == dense
-    shared = ("vocab_size", "hidden_size", "num_encoder_layers", "num_decoder_layers", "head")
+    shared = ("vocab_size", "hidden_size", "head")
     assert all(getattr(config, key) == getattr(dense, key) for config in members.values() for key in shared)
+    layers = {name: (config.num_encoder_layers, config.num_decoder_layers) for name, config in members.items()}
+    assert layers == {"dense": (3, 3), "scaling": (3, 3), "terraformer": (2, 5)}
     sparse = (SparseFeedForwardConfig, SparseProjectionConfig)
     assert all(
         (type(members[n].feed_forward), type(members[n].attention)) == sparse for n in ("scaling", "terraformer")

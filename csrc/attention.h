@@ -8,26 +8,9 @@
 #include "cache.h"
 #include "layers.h"
 #include "lsh.h"
+#include "qkv.h"
 
 namespace terse {
-
-using Output = std::vector<std::unique_ptr<Layer>>;
-
-// Makes q, k and v [rows][hidden_size] from the normalised rows, and the output from the merged heads.
-class Projection {
-public:
-    virtual ~Projection() = default;
-
-    // All workers see q, k and v when it returns.
-    virtual void qkv(Context& context, const float* x) const = 0;
-
-    // What follows the merged heads; it adds to a stream. Empty: they are added themselves.
-    virtual const Output& output() const = 0;
-};
-
-// The projection that a section of the configuration names.
-std::unique_ptr<Projection> make_projection(Builder& builder, const std::string& name, const std::string& section,
-                                            int size);
 
 // Cosines and sines of the rotary positions.
 class Rotary {
@@ -52,8 +35,8 @@ public:
     // The mean of query and key is both.
     bool shared() const { return shared_; }
 
-    // What decoding makes of LSH. Of rows from `position` on, those that look at keys as they are, with scaled queries. Later ones look at keys of
-    // length 1, and not at themselves.
+    // What decoding makes of LSH: of rows from `position` on, those that look at keys as they are, with scaled queries.
+    // Later ones look at keys of length 1, and not at themselves.
     int exact(int position, int rows) const;
 
     // Whether a source of so many tokens is hashed.

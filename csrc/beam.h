@@ -29,8 +29,8 @@ struct Found {
     Finish finish;
 };
 
-// Each beam has a session of its own. All look at one source; what a beam takes over from another is copied only from
-// where their texts differ.
+// Each beam has a session of its own. Those of cross-attention look at one source; a source that precedes the text is
+// copied for each beam once. What a beam takes over from another is copied only from where their texts differ.
 class BeamSearch {
 public:
     // `session` has read what precedes the text, of which `before` are the tokens that must not be repeated. `runs`

@@ -284,6 +284,9 @@ NB_MODULE(_native, m) {
     nb::class_<terse::Engine>(m, "Engine")
         .def("__init__",
              [](terse::Engine* self, const LoadedModel& model, int threads, int rows, int runs, bool poison) {
+                 if (runs < 1 || rows < runs) {
+                     throw std::invalid_argument("there must be at least one run, and a row for each");
+                 }
                  new (self) terse::Engine(model.model, threads, rows, runs, poison);
              },
              nb::keep_alive<1, 2>(), "model"_a, "threads"_a, "rows"_a, "runs"_a, "poison"_a = false)

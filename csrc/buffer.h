@@ -10,6 +10,8 @@
 
 namespace terse {
 
+inline std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
 // Fresh memory is zero, and costs nothing before it is touched. With `poison` it is NaN instead, for a test that wants
 // to see reads of what was never written.
 class Buffer {

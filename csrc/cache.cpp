@@ -3,11 +3,6 @@
 #include <algorithm>
 
 namespace terse {
-namespace {
-
-std::size_t index(int i) { return static_cast<std::size_t>(i); }
-
-}  // namespace
 
 int Window::begin(int position) const {
     if (!limited()) {

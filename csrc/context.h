@@ -1,6 +1,7 @@
 // What a layer is given when a batch of tokens passes through the model.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -10,8 +11,6 @@
 #include "team.h"
 
 namespace terse {
-
-inline std::size_t index(int i) { return static_cast<std::size_t>(i); }
 
 // Consecutive new tokens of one session: rows [first, first + count) of the batch.
 struct Run {
@@ -61,6 +60,8 @@ struct Sizes {
     std::size_t segments = 0;   // such a row has at most
     std::size_t second = 0;     // row: the second stream
 };
+
+inline void at_least(std::size_t& size, std::size_t needed) { size = std::max(size, needed); }
 
 // Rows of a whole source that is read.
 struct SourceRows {

@@ -13,8 +13,7 @@ Encoder::Encoder(const Options& options, const Tensors& tensors, Dtype dtype, Si
     shape_.layers = 1;
     shape_.heads = options.size("num_attention_heads");
     shape_.head_dim = size_ / shape_.heads;
-    const std::string& own = options.text("encoder_position");
-    const std::string& position = own == "like_decoder" ? options.text("position") : own;
+    const std::string& position = options.text("encoder_position");
     const int max_positions = options.size("max_position_embeddings");
     if (position == "rotary") {
         rotary_ = std::make_unique<Rotary>(max_positions, shape_.head_dim, options.number("rope_theta"));

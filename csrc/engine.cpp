@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "kernels.h"
+
 namespace terse {
 
 Writer::Writer(Session& session, const Sampling& sampling, int max_tokens, std::vector<std::int32_t> stop_ids,
@@ -66,7 +68,9 @@ Engine::Engine(std::shared_ptr<const Model> model, int threads, int rows, int ru
     : model_(std::move(model)),
       team_(threads),
       work_(model_->sizes(), model_->hidden_size(), model_->max_places(), rows, runs, threads, poison),
-      poison_(poison) {}
+      poison_(poison) {
+    kernels();  // an instruction set that is not there is refused here, and not in the midst of the team's work
+}
 
 void Engine::check(const Session& session) const {
     if (session.shape() != model_->session_shape()) {

@@ -11,8 +11,6 @@
 namespace terse {
 namespace {
 
-void at_least(std::size_t& size, std::size_t needed) { size = std::max(size, needed); }
-
 class DenseFeedForward : public FeedForward {
 public:
     DenseFeedForward(Builder& builder, const std::string& name, int size, int width, const std::string& activation)

@@ -10,7 +10,7 @@ namespace terse {
 
 class Floors {
 public:
-    explicit Floors(int threads) : team_(threads) {}
+    explicit Floors(int threads);
 
     // Seconds in which the team reads `count` floats once, each worker its own part from beginning to end.
     double read(const float* data, std::size_t count);

@@ -10,8 +10,6 @@ const Kernels::Matmul& matmul(Dtype dtype) { return kernels().matmul[static_cast
 // Rows that a wide multiplicative layer gates before it reads its weights.
 constexpr int kTogether = 8;
 
-void at_least(std::size_t& size, std::size_t needed) { size = std::max(size, needed); }
-
 }  // namespace
 
 Workspace::Workspace(const Sizes& sizes, int hidden_size, int positions, int max_rows, int max_runs, int workers,

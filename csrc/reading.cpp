@@ -46,7 +46,8 @@ void Reading::apply(Worker& worker, Workspace& work) const {
 }
 
 void Reading::next() {
-    if (++block_ == encoding_.size()) {
+    const bool is_last = stage_ == model_->source_stages().size();
+    if (++block_ == (is_last ? decoding_ : encoding_).size()) {
         block_ = 0;
         ++stage_;
     }

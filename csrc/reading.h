@@ -33,7 +33,7 @@ private:
     std::shared_ptr<const Model> model_;
     Session& session_;
     Session encoder_;
-    std::vector<Batch> encoding_, decoding_;  // the same but for the session
+    std::vector<Batch> encoding_, decoding_;  // of the stages, and of what follows them
     SourceRows rows_;
     std::size_t stage_ = 0;
     std::size_t block_ = 0;

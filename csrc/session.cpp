@@ -8,8 +8,6 @@ namespace {
 
 constexpr int kRun = 128;  // tokens that may always pass through the model together
 
-std::size_t index(int i) { return static_cast<std::size_t>(i); }
-
 // Places for `positions` of which a window is kept. It moves once in a window's length: then it is copied.
 int places_of(const Window& window, int positions) {
     const std::int64_t needed = 2 * window.length() + kRun + kPanel;

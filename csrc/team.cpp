@@ -35,6 +35,9 @@ void wait_while(const std::atomic<unsigned>& value, unsigned old) {
     value.wait(old, std::memory_order_acquire);
 }
 
+// An exception would leave the other workers at a barrier for ever: it ends the process.
+void call(const std::function<void(Worker&)>& work, Worker& worker) noexcept { work(worker); }
+
 }  // namespace
 
 int Worker::count() const { return team_.size(); }
@@ -52,8 +55,14 @@ Team::Team(int threads) : size_(threads), process_(::getpid()) {
     if (threads < 1 || threads > 1024) {
         throw std::invalid_argument("threads must lie in [1, 1024], not " + std::to_string(threads));
     }
-    for (int index = 1; index < threads; ++index) {
-        threads_.emplace_back([this, index] { serve(index); });
+    try {
+        for (int index = 1; index < threads; ++index) {
+            threads_.emplace_back([this, index] { serve(index); });
+        }
+    } catch (const std::exception& error) {
+        stop();
+        throw std::runtime_error(std::to_string(threads) + " threads cannot be started (" + error.what() +
+                                 "); use fewer");
     }
 }
 
@@ -64,6 +73,10 @@ Team::~Team() {
         new std::vector<std::thread>(std::move(threads_));
         return;
     }
+    stop();
+}
+
+void Team::stop() {
     stopping_.store(true, std::memory_order_relaxed);
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
@@ -81,7 +94,7 @@ void Team::run(const std::function<void(Worker&)>& work) {
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
     Worker first(*this, 0);
-    work(first);
+    call(work, first);
     meet();
 }
 
@@ -92,7 +105,7 @@ void Team::serve(int index) {
         if (stopping_.load(std::memory_order_relaxed)) {
             return;
         }
-        (*work_)(worker);
+        call(*work_, worker);
         meet();
     }
 }

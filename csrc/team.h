@@ -40,6 +40,7 @@ private:
 // then sleep. Runs of several callers follow one another.
 class Team {
 public:
+    // Throws std::invalid_argument for a number out of range, std::runtime_error when the system has no such number.
     explicit Team(int threads);
     ~Team();
     Team(const Team&) = delete;
@@ -47,7 +48,7 @@ public:
 
     int size() const { return size_; }
 
-    // Calls `work`, which must not throw, once on every worker and returns when all have finished. Throws
+    // Calls `work` once on every worker and returns when all have finished; what it throws ends the process. Throws
     // std::runtime_error in a forked process, which has none of the team's threads.
     void run(const std::function<void(Worker&)>& work);
 
@@ -56,6 +57,7 @@ private:
 
     void serve(int index);
     void meet();
+    void stop();
 
     bool forked() const;
 

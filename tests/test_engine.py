@@ -182,6 +182,21 @@ def test_forks_and_saved_sessions_remember_everything(name: str, tmp_path: Path)
     assert session.length == 6
 
 
+def test_a_drawn_token_is_read_before_what_follows(speaker) -> None:
+    _, engine = speaker
+    drawn = engine.new_session()
+    list(engine.stream("the cat", SamplingConfig(temperature=0.0, max_new_tokens=3), drawn))
+    forced, text = drawn.fork(), [*drawn.tokens, 5, 6]
+    with pytest.raises(GenerationError, match="the token -1"):
+        engine.read(drawn, [-1])
+    engine.read(drawn, [5, 6])
+    whole = engine.logits(text)
+    assert_close(drawn.logits, whole[-1], **TOLERANCE)
+    assert_close(engine.logits([5, 6], forced), whole[-2:], **TOLERANCE)
+    for session in (drawn, forced):
+        assert (session.tokens, session.length) == (text, len(text))
+
+
 def test_a_writer_draws_of_what_is_allowed(speaker) -> None:
     """Beside others that are free; without what is allowed, it draws what it would; the logits stay the model's."""
     _, engine = speaker
@@ -270,6 +285,11 @@ def test_what_does_not_fit(speaker, tmp_path: Path) -> None:
     session.save(tmp_path / "session")
     with pytest.raises(TensorFileError, match="no session of this model"):
         other.load_session(tmp_path / "session")
+    engine.read(session, [1, 2])
+    session.tokens = [1]
+    session.save(tmp_path / "session")
+    with pytest.raises(TensorFileError, match="it has 1 tokens, of which 2 were read"):
+        engine.load_session(tmp_path / "session")
     with pytest.raises(GenerationError, match="2 seeds for 1 prompts"):
         engine.generate("the cat", seeds=[1, 2])
 

@@ -244,6 +244,16 @@ def test_what_does_not_fit(name: str, tokenizer: Tokenizer, tmp_path: Path) -> N
         language_model.new_session(source=[1])
 
 
+def test_a_session_whose_source_is_being_read_is_not_copied(tmp_path: Path) -> None:
+    engine = make_engine(make_model(ENCODER_DECODERS["seq2seq-encoder_dense"]), tmp_path)
+    session = engine.new_session(source=[1, 2, 3], in_pieces=True)
+    for copy in (session.fork, lambda: session.save(tmp_path / "session")):
+        with pytest.raises(GenerationError, match="source is not read to its end; call Engine.read_source first"):
+            copy()
+    assert engine.read_source(session)
+    assert session.fork().length == 0
+
+
 def test_a_session_reads_its_source_once_and_first(tmp_path: Path) -> None:
     """The compiled module's own checks, which Python's calls never meet."""
     config = ENCODER_DECODERS["seq2seq-encoder_dense"]

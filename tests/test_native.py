@@ -78,6 +78,29 @@ def test_a_bad_terse_isa_does_not_break_the_import() -> None:
     assert int(result.stdout) >= 1, result.stderr
 
 
+def test_a_team_refuses_a_bad_terse_isa_before_it_works() -> None:
+    result = run_python("from terseformer import native; native.Floors(2)", TERSE_ISA="sse9")
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("ValueError: TERSE_ISA=sse9 is not an instruction set")
+
+
+SHORT_OF_MEMORY = """
+import resource
+from pathlib import Path
+from terseformer import native
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), resource.RLIM_INFINITY))
+native.Floors(1000)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc/self/statm")
+def test_threads_that_cannot_be_started_are_an_error() -> None:
+    result = run_python(SHORT_OF_MEMORY)
+    assert result.returncode == 1, result.stderr
+    assert "RuntimeError: 1000 threads cannot be started" in result.stderr
+
+
 def test_a_missing_compiled_module_says_what_to_do(tmp_path: Path) -> None:
     package = tmp_path / "terseformer"
     package.mkdir()

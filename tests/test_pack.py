@@ -1,7 +1,9 @@
-"""Packed files: made once, made anew when the weights change, refused when damaged."""
+"""Packed files: made once, made anew when the weights or the configuration change, refused when damaged."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +40,14 @@ def test_a_checkpoint_is_packed_once(run: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     assert load_packed(pack(run, "int8")).dtype == "int8"
     assert load_packed(path).config == checkpoint.load_config(run)
+
+
+def test_a_checkpoint_is_packed_anew_for_another_configuration(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    pack(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text()) | {"norm_eps": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert load_packed(pack(tmp_path)).config == checkpoint.load_config(tmp_path)
 
 
 def test_an_engine_is_made_from_a_run(run: Path) -> None:

@@ -58,7 +58,8 @@ class Engine:
         poison: fill memory with NaN before it is first written, to find what is read too early.
 
     Raises:
-        ConfigError: `threads` is no number of threads.
+        ConfigError: `threads` is no number of threads, or more than the system has; or the environment's `TERSE_ISA` is
+            no instruction set that this machine has.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class Engine:
         if not 1 <= self.threads <= MAX_THREADS:
             raise ConfigError(f"threads must lie in [1, {MAX_THREADS}], not {self.threads}")
         self._poison = poison
-        options = dict(_flat(to_dict(packed.config))) | {"dtype": packed.dtype}
-        self._model = native.Model(options, packed.arrays)
-        self._engine = native.Engine(self._model, self.threads, MAX_ROWS, MAX_RUNS, poison)
+        self._model = native.Model(_options(packed), packed.arrays)
+        try:
+            self._engine = native.Engine(self._model, self.threads, MAX_ROWS, MAX_RUNS, poison)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(str(error)) from None
         self._token_bytes = token_bytes(tokenizer, packed.config.vocab_size) if tokenizer else None
         self._pieces = native.Pieces(self._token_bytes or [])
         self._stop_ids = end_of_text_ids(tokenizer) if tokenizer else []
@@ -144,7 +147,8 @@ class Engine:
 
         Args:
             session: of `new_session(source=..., in_pieces=True)`.
-            seconds: after which no step is begun; each takes some 128 tokens a layer further.
+            seconds: after which no step is begun; each takes some 128 tokens a layer further, or, in an
+                encoder's LSH attention, the whole source.
         """
         if session._reading is not None and self._engine.read_source(session._reading, min(seconds, _FOREVER)):
             session._reading = None
@@ -161,9 +165,12 @@ class Engine:
         try:
             if file.metadata["format"] != SESSION_FORMAT:
                 raise ValueError("it has another format")
-            tokens, source = (file.arrays[name].astype(np.int64).tolist() for name in ("tokens", "source"))
+            tokens, source = ([int(token) for token in file.arrays[name]] for name in ("tokens", "source"))
+            length = int(file.metadata["length"])
+            if len(tokens) < length:
+                raise ValueError(f"it has {len(tokens)} tokens, of which {length} were read")
             session = self.new_session(int(file.metadata["capacity"]), source or None)
-            session._state.restore(file.arrays["state"], int(file.metadata["length"]))
+            session._state.restore(file.arrays["state"], length)
         except (ValueError, KeyError, TypeError) as error:
             raise TensorFileError(f"{path} is no session of this model: {error}") from None
         session.tokens = tokens
@@ -190,11 +197,13 @@ class Engine:
     def read(self, session: Session, tokens: Sequence[int]) -> None:
         """Reads tokens into a session, in blocks: its `logits` are then those of the next token.
 
+        A token that was drawn last, and is not read yet, is read before them.
+
         Raises:
             GenerationError: a token is unknown, or the session is full; nothing was read.
         """
         try:
-            self._engine.read(session._state, _ids(tokens))
+            self._engine.read(session._state, _ids([*session.unread, *tokens]))
         except ValueError as error:
             raise GenerationError(str(error)) from None
         session.tokens += tokens
@@ -203,20 +212,21 @@ class Engine:
         """Logits of the next token at each position.
 
         Args:
-            tokens: token ids; with a session, the continuation of what it has read.
+            tokens: token ids; with a session, the continuation of its text.
             session: reads the tokens; an encoder-decoder needs one.
 
         Raises:
             GenerationError: a token is unknown, or there are more than fit.
         """
         session = self.new_session() if session is None else session
-        out = np.empty((len(tokens), self.config.vocab_size), np.float32)
+        all_tokens = [*session.unread, *tokens]
+        out = np.empty((len(all_tokens), self.config.vocab_size), np.float32)
         try:
-            self._engine.read_logits(session._state, _ids(tokens), out)
+            self._engine.read_logits(session._state, _ids(all_tokens), out)
         except ValueError as error:
             raise GenerationError(str(error)) from None
         session.tokens += tokens
-        return out
+        return out[len(all_tokens) - len(tokens) :]
 
     def start(
         self,
@@ -287,8 +297,7 @@ class Engine:
         return tokens, finish
 
     def _read_prompt(self, session: Session, prompt: Sequence[int]) -> None:
-        unread = [*session.tokens[session.length :], *prompt]  # a token that was drawn last has not been read
-        length = session.length + len(unread)
+        length = len(session.tokens) + len(prompt)
         if not length:
             raise GenerationError("the prompt has no tokens; start it with the end-of-text token")
         if length >= session.capacity + bool(session.source):
@@ -298,8 +307,7 @@ class Engine:
                 f"the prompt has {length} tokens and leaves no room in {context} of {session.capacity} "
                 f"({'max_position_embeddings' if whole else 'capacity'}); shorten it to {session.capacity - 1} or fewer"
             )
-        del session.tokens[session.length :]
-        self.read(session, unread)
+        self.read(session, prompt)
 
     def write(
         self, writers: Sequence[native.Writer], steps: int | None = None, seconds: float = math.inf
@@ -484,6 +492,14 @@ def _ids(tokens: Sequence[int]) -> np.ndarray:
         return np.array(tokens, np.int32)
     except OverflowError:
         raise GenerationError("a token is not in the vocabulary: it does not fit 32 bits") from None
+
+
+def _options(packed: Packed) -> dict[str, Any]:
+    """What the engine knows of a model, whose encoder's positions are named even where they are the decoder's."""
+    options = dict(_flat(to_dict(packed.config))) | {"dtype": packed.dtype}
+    if not isinstance(packed.config, ModelConfig):
+        options["encoder_position"] = packed.config.of_encoder.position
+    return options
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,11 +1,12 @@
 """From a checkpoint to the packed file that the engine maps into memory.
 
 The file lies beside the checkpoint's weights, `packed-DTYPE.safetensors`, and is made when it is first needed and when
-the weights have changed since.
+the weights or the configuration have changed since.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ def pack(checkpoint: Path | str, dtype: Dtype = "f32") -> Path:
     config = load_config(folder)
     if not source.is_file():
         raise PackError(f"{source} is missing; {instead(folder)}")
-    stamp = f"{source.stat().st_size}:{source.stat().st_mtime_ns}"
+    described = hashlib.sha256(json.dumps(to_dict(config)).encode("utf-8")).hexdigest()
+    stamp = f"{source.stat().st_size}:{source.stat().st_mtime_ns}:{described}"
     if _stamp(path) != stamp:
         try:
             weights = _StateDict(source)
@@ -143,7 +145,7 @@ def load_packed(path: Path) -> Packed:
 
 
 def _stamp(path: Path) -> str | None:
-    """By which weights a packed file was made; None if there is none that can be read."""
+    """Of which weights and configuration a packed file was made; None if there is none that can be read."""
     try:
         metadata = tensorfile.read(path).metadata
         return metadata["source"] if metadata["format"] == FORMAT else None

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from terseformer import tensorfile
+from terseformer.sampling import GenerationError
 from terseformer.tensorfile import Declared
 
 SESSION_FORMAT = "terseformer-session-3"
@@ -51,6 +52,11 @@ class Session:
         return self._state.capacity
 
     @property
+    def unread(self) -> list[int]:
+        """Tokens that were drawn and are read when the sequence goes on."""
+        return self.tokens[self.length :]
+
+    @property
     def room(self) -> int:
         """Tokens that still fit."""
         return self.capacity - len(self.tokens)
@@ -61,7 +67,12 @@ class Session:
         return self._state.logits
 
     def fork(self) -> Session:
-        """A copy that goes its own way: several texts from one prompt that was read once."""
+        """A copy that goes its own way: several texts from one prompt that was read once.
+
+        Raises:
+            GenerationError: the source is not read to its end.
+        """
+        self._check_source_is_read()
         return Session(self._state.fork(), self.tokens, self.source)
 
     def snapshot(self) -> Snapshot:
@@ -73,7 +84,9 @@ class Session:
 
         Raises:
             TensorFileError: the file cannot be written.
+            GenerationError: the source is not read to its end.
         """
+        self._check_source_is_read()
         state = self._state.save()
         arrays = {"state": state, "tokens": self.tokens, "source": self.source}
         tensors = []
@@ -82,3 +95,7 @@ class Session:
             tensors.append((name, Declared("F32", array.shape), lambda array=array: array))
         metadata = {"format": SESSION_FORMAT, "capacity": str(self.capacity), "length": str(self.length)}
         tensorfile.write(Path(path), tensors, metadata)
+
+    def _check_source_is_read(self) -> None:
+        if self._reading is not None:
+            raise GenerationError("the session's source is not read to its end; call Engine.read_source first")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import pickle
+import random
 import sys
 from pathlib import Path
 
@@ -109,6 +111,26 @@ def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_pickle_without_weights(content: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(TraxError, match=message):
         trax.read_pickled_arrays(write_pickle(tmp_path / "model.pkl.gz", content))
+
+
+def test_damaged_files_give_no_traceback(tmp_path: Path) -> None:
+    """Whatever byte is wrong, what is read is arrays, or else it is said."""
+    weights = (DATA / "lm_dense.weights.npy.gz").read_bytes()
+    arrays = trax.read_arrays(DATA / "lm_dense.weights.npy.gz")
+    pickled = write_pickle(tmp_path / "model.pkl.gz", {"flat_weights": arrays[:3]}).read_bytes()
+    draw = random.Random(0)
+    for whole, path, read in (
+        (weights, tmp_path / "damaged.npy.gz", trax.read_arrays),
+        (gzip.compress(gzip.decompress(weights), 0), tmp_path / "stored.npy.gz", trax.read_arrays),
+        (pickled, tmp_path / "damaged.pkl.gz", trax.read_pickled_arrays),
+        (gzip.decompress(pickled), tmp_path / "stored.pkl", trax.read_pickled_arrays),
+    ):
+        for _ in range(100):
+            damaged = bytearray(whole)
+            damaged[draw.randrange(min(len(damaged), 20_000))] ^= 1 << draw.randrange(8)
+            path.write_bytes(damaged)
+            with contextlib.suppress(TraxError):
+                assert all(isinstance(array, np.ndarray) for array in read(path))
 
 
 def test_files_that_are_not_there_or_not_json(tmp_path: Path) -> None:

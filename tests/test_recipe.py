@@ -155,11 +155,30 @@ def test_later_flag_wins() -> None:
     assert parse_flags(flags) == {"train": {"steps": 20, "compile": True, "final_quant_prob": None}}
 
 
-def test_preset_flag_takes_the_place_of_the_whole_model(load: Load) -> None:
-    text = '[model]\npreset = "small-1m-ff16"\nfeed_forward.temperature = 0.7\n[train]\nsteps = 7'
+def test_preset_flag_takes_the_place_of_the_preset(load: Load) -> None:
+    text = '[model]\npreset = "small-1m-ff16"\nnum_hidden_layers = 3\nnorm = "layer_norm"\n[train]\nsteps = 7'
     recipe = load(text, "--model.preset", "small-1m-dense", "--model.norm", "rms_norm")
-    assert recipe.model == changed(preset("small-1m-dense"), norm="rms_norm")
+    assert recipe.model == changed(preset("small-1m-dense"), num_hidden_layers=3, norm="rms_norm")
     assert recipe.train.steps == 7
+    with pytest.raises(ConfigError, match=r"model\.feed_forward\.temperature: no such key"):
+        load(
+            text.replace("num_hidden_layers = 3", "feed_forward.temperature = 0.7"), "--model.preset", "small-1m-dense"
+        )
+
+
+def test_models_of_a_recipe_read_the_same_sources(load: Load) -> None:
+    """What a recipe says of its documents holds for each of the models that are compared."""
+    text = (RECIPES[0].parent / "summarize-long.toml").read_text()
+    own, dense, scaling = (
+        load(text, *flags)
+        for flags in ((), ("--model.preset", "summarize-1m-dense"), ("--model.preset", "summarize-1m-scaling"))
+    )
+    assert isinstance(own.model, TerraformerConfig)
+    assert isinstance(dense.model, Seq2SeqConfig)
+    for other in (dense.model, scaling.model):
+        assert isinstance(other, Seq2SeqConfig)
+        assert other.encoder_attention_pattern == own.model.encoder_attention_pattern
+        assert other.max_position_embeddings == own.model.max_position_embeddings == 8192
 
 
 # Encoder-decoders.
@@ -217,7 +236,7 @@ def test_flags_change_the_kind(load: Load) -> None:
     # Of the same kind, the rest stays.
     same = load(COPY, "--model.kind", "seq2seq", "--model.cross-attention.kind", "sparse").model
     assert (same.hidden_size, same.cross_attention) == (32, SparseCrossProjectionConfig())
-    # A preset takes the place of the model, whatever its kind, and an objective that of the recipe's.
+    # Where there is no preset, one takes the place of the model, whatever its kind; an objective, of the objective.
     other = load(COPY, "--model.preset", "summarize-1m-terraformer", "--train.objective.max-target-length", "8")
     assert other.model == preset("summarize-1m-terraformer")
     assert other.train.objective == PairsConfig(max_target_length=8)

@@ -430,7 +430,17 @@ def test_weights_that_lie_head_by_head(kind: str) -> None:
     [
         ({"model": "Reformer"}, "the model 'Reformer' cannot be taken over; allowed are ConfigurableTransformerLM"),
         ({"args": 3}, "args must be a table of arguments, not 3"),
+        ({"model": ["Reformer"]}, r"the model \['Reformer'\] cannot be taken over"),
         ({"args": {}}, "vocab_size must be given"),
+        ({"args": LANGUAGE | {"n_layers": "two"}}, "n_layers must be a whole number, not 'two'"),
+        ({"args": LANGUAGE | {"d_model": 64.5}}, "d_model must be a whole number, not 64.5"),
+        ({"args": LANGUAGE | {"dropout": "x"}}, "dropout must be a number, not 'x'"),
+        ({"args": LANGUAGE | {"ff_sparsity": "a b"}}, "ff_sparsity must be a number, or 2 or 4 of them, not 'a b'"),
+        ({"args": LANGUAGE | {"ff_sparsity": 0.5}}, "ff_sparsity must be a whole number, or 2 or 4 numbers, not 0.5"),
+        (
+            {"args": LANGUAGE | {"ff_use_sru": [1, 2, 3]}},
+            r"ff_use_sru must be a number of layers, or that",
+        ),
         ({"args": {"vocab_size": 64, "pos_type": "time-bin"}}, "pos_type = 'time-bin' is not known here"),
         ({"args": {"vocab_size": 64, "surprise": 1}}, "the argument 'surprise' of ConfigurableTransformerLM"),
         ({"args": {"vocab_size": 64, "n_heads": 7}}, "do not fit together: model.hidden_size = 512"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from runs import make_recipe, write_text
 from terseformer import cli
@@ -27,7 +30,7 @@ from terseformer.config import (
 )
 from terseformer.errors import UserError
 from terseformer.generation import generate
-from terseformer.sampling import DEFAULT_SUMMARY, SamplingConfig
+from terseformer.sampling import DEFAULT_SUMMARY, GenerationError, SamplingConfig
 from terseformer.summarizing import Summarizer, read_source, summarize_files
 from terseformer.training import train
 
@@ -81,8 +84,8 @@ def test_summaries_come_in_the_order_of_the_texts(summarizer: Summarizer) -> Non
 def test_files(summarizer: Summarizer, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\ufeffred cat sat\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("blue dog", encoding="utf-8")
-    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    summaries = list(summarize_files(summarizer, paths))
+    files = [(path, read_source(path)) for path in (tmp_path / "a.txt", tmp_path / "b.txt")]
+    summaries = list(summarize_files(summarizer, files))
     assert summaries == [summarizer.summarize(["red cat sat"]), summarizer.summarize(["blue dog"])]
 
 
@@ -110,10 +113,14 @@ def test_files_that_cannot_be_summarised(tmp_path: Path, content: bytes | None, 
     assert str(error.value) == f"{path} {message}"
 
 
+def test_a_standard_input_that_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b" ")))
+    with pytest.raises(UserError, match="the standard input is empty"):
+        read_source(Path("-"))
+
+
 def test_a_long_source_is_refused_or_divided_and_never_cut(summarizer: Summarizer, tmp_path: Path) -> None:
-    path, short = tmp_path / "long.txt", tmp_path / "short.txt"
-    path.write_text(" ".join(WORDS * 30))
-    short.write_text("red cat")
+    path, short = (tmp_path / "long.txt", " ".join(WORDS * 30)), (tmp_path / "short.txt", "red cat")
     with pytest.raises(UserError, match=r"long\.txt has \d+ tokens, but the model reads 40 at most .* give --divide"):
         list(summarize_files(summarizer, [short, path]))
     (summaries, other) = summarize_files(summarizer, [path, short], divide=True)
@@ -139,6 +146,31 @@ def test_parts_hold_all_of_a_text_and_fit(summarizer: Summarizer, text: str) -> 
     assert all(1 <= summarizer.num_tokens(part) <= summarizer.limit for part in parts)
     words = {word for part in parts for word in part.split()}
     assert words <= set(text.split()) or " " not in text
+
+
+@pytest.mark.parametrize("length", range(1, 30))
+def test_parts_of_a_tokenizer_that_ends_texts_itself(summarizer: Summarizer, length: int) -> None:
+    other = copy.copy(summarizer)
+    other.config = replace(summarizer.config, max_position_embeddings=8)
+    other.tokenizer = Tokenizer.from_str(summarizer.tokenizer.to_str())
+    other.tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    parts = list(other.parts("x" * length))
+    assert "".join(parts) == "x" * length
+    assert all(len(part) == 8 for part in parts[:-1])
+
+
+def test_a_character_that_is_longer_than_the_model(summarizer: Summarizer) -> None:
+    small = copy.copy(summarizer)
+    small.config = replace(summarizer.config, max_position_embeddings=3)
+    with pytest.raises(GenerationError, match="'😀' alone has more tokens than the 3 that the model reads"):
+        list(small.parts("red 😀😀"))
+
+
+def test_pairs_that_are_too_long_are_told_of(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(recipe(run.parent / "rows.jsonl", steps=1), tmp_path / "run")
+    assert "pairs are left out: they are longer than train.sequence_length or" in capsys.readouterr().err
 
 
 def test_evaluation(summarizer: Summarizer) -> None:

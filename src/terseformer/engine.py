@@ -96,7 +96,7 @@ class Engine:
             DataError: its tokenizer is missing or damaged.
         """
         path = find(folder)
-        return cls(load_packed(pack(path, dtype)), load_tokenizer(path / "tokenizer.json"), threads)
+        return cls(load_packed(pack(path, dtype)), load_tokenizer(path), threads)
 
     @property
     def token_bytes(self) -> list[bytes] | None:

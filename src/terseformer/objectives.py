@@ -166,6 +166,17 @@ class Pairs(_SourceToTarget):
         self._train = data.PairFile(prepared.train, *limits)
         self.validation_pairs = data.PairFile(prepared.validation, *limits)
 
+    @property
+    def left_out(self) -> str:
+        """How many pairs are not learned from, and why; empty if there is none."""
+        number = self._train.num_left_out
+        if not number:
+            return ""
+        return (
+            f"{number:,} of {number + len(self._train):,} pairs are left out: they are longer than "
+            "train.sequence_length or train.objective.max_target_length"
+        )
+
     def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
         """Pairs of similar length."""
         which = _share(self._config, step, rank, world_size)

@@ -4,7 +4,8 @@ A recipe's `[model]` table holds changes to a preset (`preset = "NAME"`), or els
 model of its `kind`. A table of changes is merged key by key; where it names another `kind`, it replaces the whole
 part. `dense_twin = true` takes the dense twin of the model that results. Flags are changes to the
 recipe, of the same form: `--model.feed-forward.ff-block-size 32` is `ff_block_size = 32` under
-`[model.feed_forward]`, and `--model.preset NAME` starts the model anew.
+`[model.feed_forward]`, and `--model.preset NAME` takes the place of the recipe's preset, whose changes stay. In a
+recipe without one it takes the place of the whole model.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _Table = dict[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class _Shortcuts:
     preset: str = ""
-    """A model by name, with the changes beside it; as a flag it takes the place of the recipe's model."""
+    """A model by name, with the changes beside it; as a flag it takes the place of the preset, and the changes stay."""
     dense_twin: bool = False
     """Take the dense Transformer of the same size in the model's stead."""
 
@@ -109,10 +110,14 @@ def apply_overrides(recipe: Recipe, args: Sequence[str]) -> Recipe:
 def _resolve(*layers: Mapping[str, Any]) -> Recipe:
     """The recipe that nested tables of changes describe, the later ones over the earlier."""
     table: _Table = {"model": to_dict(ModelConfig())}
+    of_preset: _Table = {}  # changes of the preset so far
     for changes in layers:
         model = changes.get("model")
         if isinstance(model, Mapping):
             table["model"] = _base_model(table["model"], model)
+            if model.get("preset"):
+                table["model"] = _merged(table["model"], of_preset)
+                of_preset = {key: value for key, value in model.items() if key not in ("preset", "kind")}
         table = _merged(table, changes)
     read = from_dict(_RecipeTable, table)
     cls = next(cls for cls, table in _TABLES.items() if type(read.model) is table)
@@ -257,7 +262,7 @@ def show_flags(recipe: Recipe, command: str) -> None:
     for name, kind in _flag_types(_RecipeTable):
         if name.endswith(".kind"):
             kinds.setdefault(_flag(name), []).extend(typing.get_args(kind))
-    choices = "".join(f"\n  {flag}: {', '.join(names)}" for flag, names in kinds.items())
+    choices = "".join(f"\n  {flag}: {', '.join(dict.fromkeys(names))}" for flag, names in kinds.items())
     description = f"Flags change the recipe. Another kind of part has flags of its own; there are{choices}"
     cls = type(recipe.model)
     model = _TABLES[cls](**_fields_of(cls, recipe.model))

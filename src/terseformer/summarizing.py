@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -93,14 +94,19 @@ class Summarizer:
         Raises:
             GenerationError: a text is empty or longer than the model's positions.
         """
+        return self._write(texts, sampling)[0]
+
+    def _write(self, texts: Sequence[str], sampling: SamplingConfig) -> tuple[list[str], int]:
+        """The summaries, and how many tokens were written for them."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        written = [""] * len(texts)
+        written, num_written = [""] * len(texts), 0
         for start in range(0, len(order), _TOGETHER):
             together = order[start : start + _TOGETHER]
             results = self._generate([texts[i] for i in together], sampling)
             for i, result in zip(together, results, strict=True):
                 written[i] = result.text.strip()
-        return written
+                num_written += len(result.token_ids)
+        return written, num_written
 
     def _generate(self, texts: list[str], sampling: SamplingConfig) -> list[Generation]:
         if self.engine is not None:
@@ -108,11 +114,15 @@ class Summarizer:
         return generate(self.model, self.tokenizer, texts, sampling)
 
     def parts(self, text: str) -> Iterator[str]:
-        """A text in parts that the model can read; they end where paragraphs, lines, sentences or words do."""
-        starts = [start for start, _ in self.tokenizer.encode(text).offsets]
+        """A text in parts that the model can read; they end where paragraphs, lines, sentences or words do.
+
+        Raises:
+            GenerationError: the model cannot even read a single character.
+        """
+        starts = [start for start, _ in self.tokenizer.encode(text, add_special_tokens=False).offsets]
         begin = 0
         while begin < len(text):
-            room = self.limit
+            room = self.limit - self.num_tokens("")  # what ends each source has its place
             while True:  # a part by itself may have a token more than within the text
                 last = bisect_left(starts, begin) + room
                 end = len(text) if last >= len(starts) else _last_boundary(text, begin, starts[last])
@@ -120,6 +130,11 @@ class Summarizer:
                 if self.num_tokens(part) <= self.limit:
                     break
                 room = room * 3 // 4
+            if end <= begin:
+                raise GenerationError(
+                    f"{text[begin]!r} alone has more tokens than the {self.limit} that the model reads at most "
+                    "(max_position_embeddings); take a model for longer sources"
+                )
             if part:
                 yield part
             begin = end
@@ -148,11 +163,10 @@ class Summarizer:
             [self.tokenizer.decode(tokens(i).tolist()) for i in chosen] for tokens in (pairs.source, pairs.target)
         )
         start = time.perf_counter()
-        summaries = self.summarize(sources, sampling)
+        summaries, num_written = self._write(sources, sampling)
         seconds = time.perf_counter() - start
         num_words = sum(len(text.split()) for text in references) / len(references)
         others = {name: [short(text) for text in sources] for name, short in baselines(num_words).items()}
-        num_written = sum(len(self.tokenizer.encode(text).ids) + 1 for text in summaries)
         return SummaryEvaluation(
             evaluation,
             {name: rouge(references, texts) for name, texts in ({"model": summaries} | others).items()},
@@ -178,49 +192,51 @@ def read_source(path: Path) -> str:
     Raises:
         UserError: it cannot be read, is empty, larger than 64 MiB, or no text.
     """
+    name = "the standard input" if str(path) == "-" else str(path)
     try:
         if str(path) == "-":
-            import sys
-
             content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
         else:
             with path.open("rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{name} cannot be read: {error.strerror}") from None
     if len(content) > MAX_FILE_BYTES:
-        raise UserError(f"{path} is larger than {MAX_FILE_BYTES} bytes; divide it")
+        raise UserError(f"{name} is larger than {MAX_FILE_BYTES} bytes; divide it")
     if b"\0" in content:
-        raise UserError(f"{path} is no text: it has a zero byte at offset {content.index(0)}; give a text file")
+        raise UserError(f"{name} is no text: it has a zero byte at offset {content.index(0)}; give a text file")
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start} cannot be decoded; "
+            f"{name} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start} cannot be decoded; "
             "convert it to UTF-8"
         ) from None
     if not text.strip():
-        raise UserError(f"{path} is empty; there is nothing to summarise")
+        raise UserError(f"{name} is empty; there is nothing to summarise")
     return text
 
 
 def summarize_files(
-    summarizer: Summarizer, paths: Sequence[Path], divide: bool = False, sampling: SamplingConfig = DEFAULT_SUMMARY
+    summarizer: Summarizer,
+    files: Sequence[tuple[Path, str]],
+    divide: bool = False,
+    sampling: SamplingConfig = DEFAULT_SUMMARY,
 ) -> Iterator[list[str]]:
-    """For each file, its summary, or one for each part of it; nothing is written before all files have been read.
+    """For each file, its summary, or one for each part of it.
 
     Args:
         summarizer: the model.
-        paths: the files; `-` is the standard input.
+        files: their paths, for messages, and their texts.
         divide: whether files that are too long are divided.
         sampling: how the summaries are drawn.
 
     Raises:
-        UserError: a file cannot be read, or is longer than the model's positions and not to be divided.
+        GenerationError: a file is longer than the model's positions and not to be divided; nothing is written.
     """
     sources = []
-    for path in paths:
-        text = read_source(path).strip()
+    for path, whole in files:
+        text = whole.strip()
         length = summarizer.num_tokens(text)
         if length > summarizer.limit and not divide:
             raise GenerationError(

@@ -34,7 +34,7 @@ from terseformer.generation import generate
 from terseformer.layers.feedforward import SparseFeedForward
 from terseformer.layers.reversible import ReversibleStack
 from terseformer.models import make_model
-from terseformer.objectives import Loss, Part, make_objective
+from terseformer.objectives import Loss, Pairs, Part, make_objective
 from terseformer.optim import learning_rate, make_optimizer, set_learning_rate
 from terseformer.recipe import with_initial_tokenizer
 from terseformer.sampling import SamplingConfig
@@ -115,6 +115,11 @@ class Trainer:
                 "leave data.tokenizer empty"
             )
         advice = f"change the recipe's model or train.initial_checkpoint = {str(folder)!r}"
+        kind, own = checkpoint.load_config(path).kind, self.recipe.model.kind
+        if kind != own:
+            raise checkpoint.CheckpointError(
+                f"{path} holds a model of kind {kind!r}, the recipe's is {own!r}; {advice}"
+            )
         checkpoint.load_weights(self.model, path, "the recipe's model", advice)
 
     def start(self) -> None:
@@ -355,6 +360,8 @@ def _go_on(trainer: Trainer, quiet: bool) -> Path | None:
             _signals() as signals,
             TrainingLog(run if is_main else None, config, trainer.step, quiet or not is_main) as log,
         ):
+            if isinstance(trainer.objective, Pairs) and trainer.objective.left_out:
+                log.note(trainer.objective.left_out)
             while trainer.step < config.steps:
                 log.step(trainer.advance())
                 is_done = trainer.step == config.steps

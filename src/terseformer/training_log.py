@@ -96,6 +96,10 @@ class TrainingLog:
                 if file is not None:
                     file.close()
 
+    def note(self, text: str) -> None:
+        """Shows a line."""
+        self._console.print(text, markup=False)
+
     def step(self, step: Step) -> None:
         """Notes a step."""
         self._recent.append(step)

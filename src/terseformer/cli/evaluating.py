@@ -40,6 +40,8 @@ def evaluate(args: Sequence[str]) -> None:
         from terseformer.evaluation import evaluate_folder
         from terseformer.folder import find, load_config
 
+        if sequences < 0:
+            raise UserError(f"--sequences must be at least 0, not {sequences}")
         if backend == "torch" and dtype != "f32":
             raise UserError("--dtype is the engine's; give --backend engine too")
         if not isinstance(load_config(find(checkpoint)), ModelConfig):

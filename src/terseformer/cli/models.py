@@ -67,6 +67,6 @@ def convert(args: Sequence[str]) -> None:
 
         assert source == "trax"
         trax.convert(description, weights, folder)
-        print(folder)
+        print(f"{folder}: without tokenizer; `terse generate` and `terse summarize` need a tokenizer.json there")
 
     flags.call("convert", convert, args)

@@ -26,9 +26,10 @@ def data(args: Sequence[str]) -> None:
 
     prepared = prepare_in_cache(with_initial_tokenizer(recipe).data, progress)
     for name, file in (("train", prepared.train), ("validation", prepared.validation)):
+        each, what = (2, "pairs") if recipe.data.target_field else (1, "documents")
         print(
-            f"{name}: {file.num_documents:,} documents, {file.num_tokens:,} tokens, {file.num_bytes / 1e6:.1f} MB, "
-            f"{file.bytes_per_token:.2f} bytes per token: {file.path}"
+            f"{name}: {file.num_documents // each:,} {what}, {file.num_tokens:,} tokens, "
+            f"{file.num_bytes / 1e6:.1f} MB, {file.bytes_per_token:.2f} bytes per token: {file.path}"
         )
     print(f"tokenizer: {prepared.tokenizer.get_vocab_size():,} tokens: {prepared.tokenizer_path}")
 
@@ -52,9 +53,12 @@ def train(args: Sequence[str]) -> None:
         _leave(130)
         sys.exit(130)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
-        is_decoder = recipe.model.kind == "causal_lm"
-        write = f"generate {run} {recipe.train.sample_prompt!r}" if is_decoder else f"summarize {run} text.txt"
-        print(f"trained: {last}\n\n  terse evaluate {run}\n  terse {write}")
+        uses = {
+            "next_token": f"generate {run} {recipe.train.sample_prompt!r}",
+            "span_corruption": f"train RECIPE.toml --train.initial-checkpoint {run}",
+            "pairs": f"summarize {run} text.txt",
+        }
+        print(f"trained: {last}\n\n  terse evaluate {run}\n  terse {uses[recipe.train.objective.kind]}")
     _leave(0)
 
 

@@ -47,7 +47,7 @@ def generate(args: Sequence[str]) -> None:
                 raise UserError("--dtype and --threads are the engine's; leave them out with --backend torch")
             folder = find(checkpoint)
             model = load(folder)
-            config, pieces = model.config, stream(model, load_tokenizer(folder / "tokenizer.json"), prompt, sampling)
+            config, pieces = model.config, stream(model, load_tokenizer(folder), prompt, sampling)
         else:
             engine = _engine(checkpoint, dtype, threads)
             config, pieces = engine.config, engine.stream(prompt, sampling)
@@ -113,16 +113,17 @@ def summarize(args: Sequence[str]) -> None:
             dtype: of the engine's weights.
             threads: of the engine; 0: the physical cores, or TERSE_THREADS.
         """
-        from terseformer.summarizing import Summarizer, summarize_files
+        from terseformer.summarizing import Summarizer, read_source, summarize_files
 
         if not files:
             raise UserError("terse summarize needs a text after the checkpoint: a file, or - for the standard input")
         if backend == "torch" and (dtype != "f32" or threads):
             raise UserError("--dtype and --threads are the engine's; leave them out with --backend torch")
+        sources = [(path, read_source(path)) for path in files]
         summarizer = Summarizer(checkpoint, dtype if backend == "engine" else None, threads or None)
         if summarizer.engine is not None:
             _introduce(summarizer.engine)
-        for path, summaries in zip(files, summarize_files(summarizer, files, divide, sampling), strict=True):
+        for path, summaries in zip(files, summarize_files(summarizer, sources, divide, sampling), strict=True):
             for summary in summaries:
                 print(f"{path}: {summary}" if len(files) > 1 else summary)
 

@@ -56,19 +56,23 @@ def documents_from_rows(rows: Iterable[Row], config: DataConfig) -> Iterator[Doc
     """
     if not config.document_fields:
         for row in rows:
-            text = _text(row, config.text_field)
-            target = _text(row, config.target_field) if config.target_field else ""
+            text = _text(row, config.text_field, "text_field")
+            target = _text(row, config.target_field, "target_field") if config.target_field else ""
             if text and (target or not config.target_field):
-                yield Document(text, target, str(_field(row, config.group_field)) if config.group_field else "")
+                yield Document(
+                    text, target, str(_field(row, config.group_field, "group_field")) if config.group_field else ""
+                )
         return
     seen: set[tuple[Any, ...]] = set()
-    keyed = ((tuple(_field(row, name) for name in config.document_fields), row) for row in rows)
+    keyed = ((tuple(_field(row, name, "document_fields") for name in config.document_fields), row) for row in rows)
     for key, group in itertools.groupby(keyed, key=lambda item: item[0]):
         where, _ = first = next(group)[1]
         if key in seen:
             raise DataError(f"{where}: the rows of document {key} are not adjacent; sort them by data.document_fields")
         seen.add(key)
-        texts = (_text(row, config.text_field) for row in itertools.chain([first], (row for _, row in group)))
+        texts = (
+            _text(row, config.text_field, "text_field") for row in itertools.chain([first], (row for _, row in group))
+        )
         if document := "\n".join(text for text in texts if text):
             yield Document(document)
 
@@ -93,7 +97,9 @@ def _json_rows(name: str, file: BufferedIOBase) -> Iterator[Row]:
             continue
         try:
             row = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not JSON: {error.msg} at character {error.pos + 1}") from None
+        except RecursionError as error:
             raise DataError(f"{where} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{where} is not a JSON object but {type(row).__name__}; each row needs named fields")
@@ -111,24 +117,23 @@ def _decode(name: str, offset: int, data: bytes) -> str:
         ) from None
 
 
-def _field(row: Row, name: str) -> Any:
+def _field(row: Row, name: str, key: str) -> Any:
     where, fields = row
     if name not in fields:
         raise DataError(
             f"{where} has no field {name!r}, only {', '.join(map(repr, fields)) or 'none'}; "
-            "change data.text_field, data.target_field, data.group_field or data.document_fields"
+            f"change data.{key}{'' if key == 'text_field' else ' or leave it empty'}"
         )
     value = fields[name]
     return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
 
 
-def _text(row: Row, name: str) -> str:
-    text = _field(row, name)
+def _text(row: Row, name: str, key: str) -> str:
+    text = _field(row, name, key)
     where, fields = row
     if not isinstance(fields[name], str):
         raise DataError(
-            f"{where}: field {name!r} holds {type(fields[name]).__name__} where text is needed; "
-            "change data.text_field or data.target_field"
+            f"{where}: field {name!r} holds {type(fields[name]).__name__} where text is needed; change data.{key}"
         )
     try:
         text.encode("utf-8")

@@ -70,7 +70,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        path = path / "tokenizer.json"
+        folder, path = path, path / "tokenizer.json"
+        if not path.exists():
+            raise DataError(f"{folder} has no tokenizer.json; put the one there that the model was trained with")
     if not path.is_file():
         raise DataError(f"there is no tokenizer {str(path)!r}; check the path in data.tokenizer")
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import tokenize
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,23 @@ from terseformer.seq2seq import Seq2Seq
 from terseformer.terraformer import Terraformer
 
 ModelConfig = c.ModelConfig | c.EncoderDecoderConfig
+
+# What gzip, NumPy and pickle raise when bytes of a file are wrong.
+_DAMAGED = (
+    OSError,
+    EOFError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    zlib.error,
+)
 
 
 def convert(description: Path, weights: Path, folder: Path) -> None:
@@ -58,7 +77,7 @@ def read_arrays(path: Path) -> list[np.ndarray]:
         with gzip.open(path, "rb") as file:
             while file.peek(1):
                 arrays.append(np.lib.format.read_array(file, allow_pickle=False))
-    except (OSError, EOFError, ValueError) as error:
+    except _DAMAGED as error:
         raise TraxError(f"cannot read weight {len(arrays)} of {path}: {error}") from None
     return arrays
 
@@ -87,16 +106,7 @@ def read_pickled_arrays(path: Path) -> list[np.ndarray]:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             content = _ArraysOnly(file).load()
         weights = content["flat_weights"]
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        MemoryError,
-        pickle.UnpicklingError,
-    ) as error:
+    except _DAMAGED as error:
         raise TraxError(f"cannot read {path}: {error}") from None
     if not isinstance(weights, (list, tuple)) or not all(isinstance(array, np.ndarray) for array in weights):
         raise TraxError(f"{path} holds no weights itself; give the model.weights.npy.gz beside it")
@@ -132,7 +142,7 @@ def model_config(description: Mapping[str, Any]) -> ModelConfig:
 def _read(description: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Layout]]:
     """The configuration, and how the weights of its attentions lie."""
     name, arguments = description.get("model"), description.get("args", {})
-    if name not in _MODELS:
+    if not isinstance(name, str) or name not in _MODELS:
         raise TraxError(f"the model {name!r} cannot be taken over; allowed are {', '.join(_MODELS)}")
     if not isinstance(arguments, Mapping):
         raise TraxError(f"args must be a table of arguments, not {arguments!r}")
@@ -141,7 +151,7 @@ def _read(description: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Layout
         config = _MODELS[name](taken)
     except ConfigError as error:
         raise TraxError(f"the arguments of {name} do not fit together: {error}") from None
-    taken.check_all_used(str(name))
+    taken.check_all_used(name)
     return config, taken.layouts
 
 
@@ -174,6 +184,16 @@ class _Arguments:
         """An argument's value; it is used up."""
         return self._values.pop(name, default)
 
+    def take_whole(self, name: str, default: int | None = None) -> int:
+        """An argument that is a whole number, None being the default. Raises TraxError if it is something else."""
+        value = self.take(name)
+        value = default if value is None else value
+        if value is None:
+            raise TraxError(f"{name} must be given, as a whole number")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TraxError(f"{name} must be a whole number, not {value!r}")
+        return value
+
     def get(self, name: str) -> Any:
         """An argument's value, which somebody else uses up."""
         return self._values.get(name)
@@ -187,15 +207,17 @@ class _Arguments:
 
 def _common(a: _Arguments, pos_type: str | None = None) -> dict[str, Any]:
     """What all three models share; `pos_type` is the default."""
-    size, units = a.take("d_model", 512), a.take("d_ff", 2048)
-    loss_modules = a.take("loss_sparsity", 0)
+    size, units = a.take_whole("d_model", 512), a.take_whole("d_ff", 2048)
+    loss_modules, dropout = a.take_whole("loss_sparsity", 0), a.take("dropout", 0.1)
+    if not isinstance(dropout, (int, float)):
+        raise TraxError(f"dropout must be a number, not {dropout!r}")
     require("loss_sparsity_type", a.take("loss_sparsity_type", "mult"), "mult")
     return {
         "hidden_size": size,
-        "num_attention_heads": a.take("n_heads", 8),
-        "max_position_embeddings": a.take("max_len", 2048),
+        "num_attention_heads": a.take_whole("n_heads", 8),
+        "max_position_embeddings": a.take_whole("max_len", 2048),
         **_position(a, pos_type),
-        "dropout": float(a.take("dropout", 0.1)),
+        "dropout": float(dropout),
         "feed_forward": _feed_forward(a, size, units),
         "sru": _sru(a.take("ff_use_sru", 0)),
         "head": c.MultiplicativeHeadConfig(head_modules=loss_modules) if loss_modules else c.DenseHeadConfig(),
@@ -217,7 +239,9 @@ _POSITIONS = {None: "learned", "sin-cos": "sin_cos", "fixed-base": "fixed_base",
 def _sru(value: Any) -> c.SRUConfig:
     if not value:
         return c.SRUConfig()
-    layers, size = value if isinstance(value, (list, tuple)) else (value, 32)
+    layers, size = value if isinstance(value, (list, tuple)) and len(value) == 2 else (value, 32)
+    if not isinstance(layers, int) or not isinstance(size, int):
+        raise TraxError(f"ff_use_sru must be a number of layers, or that and a width, not {value!r}")
     return c.SRUConfig(num_layers=layers, size=size)
 
 
@@ -225,11 +249,16 @@ def _feed_forward(a: _Arguments, size: int, units: int) -> c.FeedForwardConfig:
     sparsity, kind = a.take("ff_sparsity", 0), a.take("ff_sparsity_type", "1inN")
     activation = a.take("ff_activation", "Relu")
     if isinstance(sparsity, str):
-        sparsity = [float(word) if "." in word else int(word) for word in sparsity.split()]
+        try:
+            sparsity = [float(word) if "." in word else int(word) for word in sparsity.split()]
+        except ValueError:
+            raise TraxError(f"ff_sparsity must be a number, or 2 or 4 of them, not {sparsity!r}") from None
     if not sparsity:
         name = activation.get("type") if isinstance(activation, Mapping) else activation
         require("ff_activation", name, "Relu", "Gelu")
         return c.DenseFeedForwardConfig(intermediate_size=units, activation="relu" if name == "Relu" else "gelu")
+    if not isinstance(sparsity, (int, list, tuple)):
+        raise TraxError(f"ff_sparsity must be a whole number, or 2 or 4 numbers, not {sparsity!r}")
     values = sparsity if isinstance(sparsity, (list, tuple)) else [sparsity, units // sparsity]
     if kind == "1inN":
         require("the number of values of ff_sparsity", len(values), 2, 4)
@@ -255,19 +284,12 @@ def _attention(a: _Arguments, ours: str, name: str, default: str, common: Mappin
 
 def _language_model(a: _Arguments) -> c.ModelConfig:
     common = _common(a)
-    vocab_size, layers = a.take("vocab_size"), a.take("n_layers", 6)
-    _require_number("vocab_size", vocab_size)
     return c.ModelConfig(
-        vocab_size=vocab_size,
-        num_hidden_layers=layers,
+        vocab_size=a.take_whole("vocab_size"),
+        num_hidden_layers=a.take_whole("n_layers", 6),
         **_attention(a, "attention", "attention_type", "CausalAttention", common),
         **common,
     )
-
-
-def _require_number(name: str, value: Any) -> None:
-    if not isinstance(value, int):
-        raise TraxError(f"{name} must be given, as a whole number")
 
 
 def _encoder_decoder(
@@ -275,8 +297,7 @@ def _encoder_decoder(
 ) -> dict[str, Any]:
     """What the two encoder-decoders share; the types of attention and of positions are their defaults."""
     common = _common(a, pos_type)
-    vocab_size = a.take("input_vocab_size")
-    _require_number("input_vocab_size", vocab_size)
+    vocab_size = a.take_whole("input_vocab_size")
     require("output_vocab_size", a.take("output_vocab_size"), None, vocab_size)
     encoder = _attention(a, "encoder_attention", "encoder_attention_type", encoder_attention, common)
     decoder = _attention(a, "attention", "encoder_decoder_attention_type", causal_attention, common)
@@ -286,20 +307,20 @@ def _encoder_decoder(
         | decoder
         | {
             "vocab_size": vocab_size,
-            "num_encoder_layers": a.take("n_encoder_layers", 6),
-            "num_decoder_layers": a.take("n_decoder_layers", 6),
+            "num_encoder_layers": a.take_whole("n_encoder_layers", 6),
+            "num_decoder_layers": a.take_whole("n_decoder_layers", 6),
         }
     )
 
 
 def _seq2seq(a: _Arguments) -> c.Seq2SeqConfig:
-    modules = a.take("enc_dec_attention_sparsity", 0)
+    modules = a.take_whole("enc_dec_attention_sparsity", 0)
     cross = c.SparseCrossProjectionConfig(qkv_modules=modules) if modules else c.DenseProjectionConfig()
     return c.Seq2SeqConfig(cross_attention=cross, **_encoder_decoder(a, "Attention", "CausalAttention"))
 
 
 def _terraformer(a: _Arguments) -> c.TerraformerConfig:
-    forget_every, forget_dense = a.take("n_layers_forget", 0), a.take("forget_dense", True)
+    forget_every, forget_dense = a.take_whole("n_layers_forget", 0), a.take("forget_dense", True)
     growth: dict[str, Any] = {name: a.take(name) or 0 for name in ("half_before_layer", "double_after_layer")}
     if any(growth.values()) and isinstance(a.get("ff_sparsity"), int) and a.get("ff_sparsity"):
         raise TraxError(
@@ -309,7 +330,7 @@ def _terraformer(a: _Arguments) -> c.TerraformerConfig:
     norms: dict[str, Any] = {} if a.take("center_layernorm", True) else {"norm": "rms_norm", "last_norm": "layer_norm"}
     widths = a.take("d_attention_key"), a.take("d_attention_value")
     config = c.TerraformerConfig(
-        num_attention_layers=a.take("n_decoder_attention_layers", 2),
+        num_attention_layers=a.take_whole("n_decoder_attention_layers", 2),
         reversible_encoder=a.take("reversible_encoder", False),
         swap_twice=a.take("use_two_swaps_per_encoder_block", True),
         forget_every=forget_every if forget_dense else 0,  # without a dense layer nothing is forgotten

@@ -106,7 +106,7 @@ def load_model(name: str, folder: Path, dtype: Dtype = "f32", threads: int | Non
     """
     checkpoint = find(folder)
     path = pack(checkpoint, dtype)
-    tokenizer = load_tokenizer(checkpoint / "tokenizer.json")
+    tokenizer = load_tokenizer(checkpoint)
     engine = Engine(load_packed(path), tokenizer, threads)
     template = load_template(checkpoint, tokenizer, plain=isinstance(engine.config, ModelConfig))
     return ServedModel(name, engine, template, fingerprint(path))

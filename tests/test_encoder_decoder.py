@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from terseformer.config import (
+    AttentionPatternConfig,
     ConfigError,
     DenseFeedForwardConfig,
     DenseHeadConfig,
@@ -128,6 +129,25 @@ def test_a_row_in_a_batch_is_the_row_alone(config: EncoderDecoderConfig) -> None
         assert_close(together[row], alone[0], **CLOSE)
 
 
+HASHED = {"lsh": LSHPatternConfig(chunk_length=2), "mixed": MixedPatternConfig(chunk_length=2, exact_length=4)}
+
+
+@pytest.mark.parametrize("pattern", HASHED.values(), ids=HASHED.keys())
+@pytest.mark.parametrize("place", ["attention_pattern", "encoder_attention_pattern"])
+@pytest.mark.parametrize("cls", [Seq2SeqConfig, TerraformerConfig])
+@torch.no_grad()
+def test_a_row_is_hashed_as_if_it_were_alone(
+    cls: type[EncoderDecoderConfig], place: str, pattern: AttentionPatternConfig
+) -> None:
+    """Of its own length are its buckets and chunks, and whether it is hashed at all."""
+    model = new_model(cls(**SIZES, **{place: pattern}))
+    source, target, num_target = padded(draw(4, 7), LENGTHS), draw(4, 6, seed=2), [6, 3, 1, 5]
+    together = model.hidden(*model.encode(source), target, torch.tensor(num_target))
+    for row, (length, end) in enumerate(zip(LENGTHS, num_target, strict=True)):
+        alone = model.hidden(*model.encode(source[row : row + 1, :length]), target[row : row + 1, :end])
+        assert_close(together[row, :end], alone[0], **CLOSE)
+
+
 @every_model
 @torch.no_grad()
 def test_padding_leaves_no_trace(config: EncoderDecoderConfig) -> None:
@@ -224,6 +244,11 @@ def test_what_does_not_fit(config: EncoderDecoderConfig) -> None:
         model(draw(2, 3), draw(2, 12))
     with pytest.raises(ValueError, match="a source has no token"):
         model(padded(draw(2, 3), [3, 0]), draw(2, 3))
+    for rows, length in ((2, 0), (0, 3)):
+        with pytest.raises(ValueError, match=rf"there is no source among \[{rows}, {length}\] tokens"):
+            model(draw(rows, length), draw(rows, 3))
+    with pytest.raises(ValueError, match="num_source = 4 is more than the 3 tokens that a row has"):
+        model(draw(2, 3), draw(2, 3), torch.tensor([1, 4]))
     state = model.new_state(draw(2, 3), capacity=4)
     with pytest.raises(ValueError, match="does not fit a state of capacity"):
         model.decode(draw(2, 5), state)
@@ -285,6 +310,10 @@ def test_widths() -> None:
         ({"double_after_layer": 2}, "model.double_after_layer = 2 below it"),
         ({"double_after_layer": 1, "head": DenseHeadConfig(tied=True)}, "model.head.tied = true needs one width"),
         ({"half_before_layer": 1, "num_attention_heads": 4}, "halves the width, model.hidden_size = 30 is not a mult"),
+        (
+            {"double_after_layer": 1, "position": "axial", "axial_shape": (3, 4), "axial_sizes": (20, 40)},
+            r"where model.double_after_layer doubles the width, .*axial_sizes",
+        ),
         ({"half_before_layer": 1, "feed_forward": DenseFeedForwardConfig(intermediate_size=7)}, "the divisor = 2"),
     ],
 )

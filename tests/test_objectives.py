@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from runs import PAIRS, SEQ2SEQ, SPANS, TERRAFORMER, make_recipe
 from terseformer import data
-from terseformer.config import EncoderDecoderConfig, PairsConfig, Recipe, SpanCorruptionConfig
+from terseformer.config import ConfigError, EncoderDecoderConfig, PairsConfig, Recipe, SpanCorruptionConfig
 from terseformer.data import DataError, PairBatch
 from terseformer.data.pairs import collate
 from terseformer.data.tokenizer import sentinel
@@ -205,3 +205,12 @@ def test_prompt_fits_though_its_text_has_more_tokens(tmp_path: Path, monkeypatch
 def test_what_does_not_suffice(make: Make, changes: dict[str, Any], data_changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make(SEQ2SEQ, data_changes, **changes)
+
+
+def test_spans_that_the_model_cannot_write(make: Make) -> None:
+    objective = SpanCorruptionConfig(corruption_rate=0.9, mean_span_length=3.0)
+    limit = SEQ2SEQ.max_position_embeddings
+    with pytest.raises(
+        ConfigError, match=rf"corruption_rate = 0.9 and .* more than model.max_.* = {limit}; change one"
+    ):
+        make(SEQ2SEQ, {"num_sentinels": 40}, objective=objective, sequence_length=limit)

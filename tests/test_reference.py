@@ -303,6 +303,19 @@ def test_weights_that_do_not_fit_name_the_first_place_where_shapes_part() -> Non
         trax_weights.fill(entries, arrays)
 
 
+def test_a_table_of_positions_may_be_a_product() -> None:
+    """As the reference has it where `PositionalEncoding.d_feature` is set."""
+    entries = trax_weights.model(trax.model_config(description("lm_dense")))
+    arrays = trax.read_arrays(DATA / "lm_dense.weights.npy.gz")
+    (place,) = (index for index, entry in enumerate(entries) if entry.name == "position.weight")
+    draw = np.random.default_rng(0)
+    left, right = draw.normal(size=(len(arrays[place]), 3)), draw.normal(size=(3, arrays[place].shape[1]))
+    weights = trax_weights.fill(entries, [*arrays[:place], left, right, *arrays[place + 1 :]])
+    np.testing.assert_array_equal(weights["position.weight"], left @ right)
+    expected = trax_weights.fill(entries, arrays) | {"position.weight": left @ right}
+    assert all(np.array_equal(weights[name], value) for name, value in expected.items())
+
+
 def lsh(implementation: str = "PureLSHSelfAttention", **options: Any) -> dict[str, Any]:
     return {"type": "PureLSHSelfAttentionWrapper", "args": {"pure_lsh_implementation": implementation} | options}
 
@@ -447,6 +460,14 @@ def test_weights_that_lie_head_by_head(kind: str) -> None:
         ({"args": {"vocab_size": 64, "ff_sparsity": [1, 2, 3]}}, "the number of values of ff_sparsity = 3"),
         ({"args": {"vocab_size": 64, "attention_type": "EncDecAttention"}}, "attention_type = 'EncDecAttention'"),
         ({"args": {"vocab_size": 64, "attention_type": ["Attention", "CausalAttention"]}}, "names different types"),
+        ({"args": LANGUAGE | {"attention_type": "Attention"}}, "attention_type = 'Attention' sees later tokens in the"),
+        (
+            {
+                "model": "ConfigurableTransformer",
+                "args": {"input_vocab_size": 64, "encoder_attention_type": "MultiplicativeConvCausalAttention"},
+            },
+            "encoder_attention_type = 'MultiplicativeConvCausalAttention' sees earlier tokens only in the reference",
+        ),
         ({"args": {"vocab_size": 64, "pos_type": "infinite-affine"}}, "pos_type = 'infinite-affine' is not known here"),
         *(
             ({"args": LANGUAGE | {"attention_type": {"type": "SelfAttention", "args": options}}}, message)
@@ -466,7 +487,7 @@ def test_weights_that_lie_head_by_head(kind: str) -> None:
         ({"args": LANGUAGE | {"attention_type": lsh(surprise=1)}}, "the argument 'surprise' of PureLSHSelfAttention"),
         ({"args": LANGUAGE | {"attention_type": lsh(rotary_position_emb=True)}}, "rotary_position_emb = True is not"),
         (
-            {"args": LANGUAGE | {"attention_type": {"type": "Favor", "args": {"use_approximate_softmax": True}}}},
+            {"args": LANGUAGE | {"attention_type": {"type": "CausalFavor", "args": {"use_approximate_softmax": True}}}},
             "use_approximate_softmax = True is not known here",
         ),
     ],

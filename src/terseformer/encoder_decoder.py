@@ -64,14 +64,22 @@ class EncoderDecoder(nn.Module):
         """What the decoder needs of a source, and its number of real tokens."""
         raise NotImplementedError
 
-    def hidden(self, encoded: Any, num_source: Int[Tensor, " B"], target: Int[Tensor, "B T"]) -> Tensor:
-        """The normalised hidden vectors of a whole target, [B, T, D]."""
+    def hidden(
+        self,
+        encoded: Any,
+        num_source: Int[Tensor, " B"],
+        target: Int[Tensor, "B T"],
+        num_target: Int[Tensor, " B"] | None = None,
+    ) -> Tensor:
+        """The normalised hidden vectors of whole targets, [B, T, D]."""
         raise NotImplementedError
 
     def embed_source(
         self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None
     ) -> tuple[Float[Tensor, "B N D"], Chunk, Int[Tensor, " B"]]:
         """A source's vectors, where they stand, and how many tokens at the head of each row are no padding."""
+        if not source.numel():
+            raise ValueError(f"there is no source among {list(source.shape)} tokens; leave the call out")
         if num_source is None:
             places = torch.arange(1, source.shape[1] + 1, device=source.device)
             num_source = ((source != self._pad_token_id) * places).amax(-1)
@@ -79,6 +87,8 @@ class EncoderDecoder(nn.Module):
         check_length(chunk.end, self._limit, "the source")
         if int(num_source.min()) < 1:
             raise ValueError("a source has no token; leave it out")
+        if (most := int(num_source.max())) > chunk.end:
+            raise ValueError(f"num_source = {most} is more than the {chunk.end} tokens that a row has")
         x = self._embed(source)
         if self.encoder_position is not None:
             x = x + self.encoder_position(chunk.positions)

@@ -144,12 +144,11 @@ def evaluate_pairs(model: EncoderDecoder, batches: Iterable[PairBatch]) -> Evalu
     device = model.embedding.weight.device
     with eval_mode(model), torch.inference_mode():
         for batch in batches:
-            source, num_source, target = (
-                torch.from_numpy(x).to(device) for x in (batch.source, batch.num_source, batch.target)
+            source, num_source, target, num_target = (
+                torch.from_numpy(x).to(device) for x in (batch.source, batch.num_source, batch.target, batch.num_target)
             )
-            hidden = model.hidden(*model.encode(source, num_source), target[:, :-1])
-            real = np.arange(target.shape[1] - 1) < batch.num_target[:, None]
-            keep = torch.from_numpy(real).to(device)
+            hidden = model.hidden(*model.encode(source, num_source), target[:, :-1], num_target)
+            keep = torch.arange(target.shape[1] - 1, device=device) < num_target[:, None]
             loss += _sum_of_losses(model.head, hidden[keep], target[:, 1:][keep])
             count += int(batch.num_target.sum())
     return _summary(loss, count, None, time.perf_counter() - start)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terseformer import data
-from terseformer.config import PairsConfig, Recipe, SpanCorruptionConfig, TrainConfig
+from terseformer.config import ConfigError, PairsConfig, Recipe, SpanCorruptionConfig, TrainConfig
 from terseformer.encoder_decoder import EncoderDecoder
 from terseformer.evaluation import Evaluation, evaluate, evaluate_pairs
 from terseformer.layers.loss import chunked_cross_entropy
@@ -38,7 +38,7 @@ class Loss(nn.Module):
             return self._sum(self.model.hidden(windows[:, :-1]), windows[:, 1:])
         source, num_source, target, num_target = part
         encoded, num_source = self.model.encode(source, num_source)
-        hidden, target = self.model.hidden(encoded, num_source, target[:, :-1]), target[:, 1:]
+        hidden, target = self.model.hidden(encoded, num_source, target[:, :-1], num_target), target[:, 1:]
         padding = torch.arange(target.shape[1], device=target.device) >= num_target[:, None]
         return self._sum(hidden, target.masked_fill(padding, _NO_TARGET))
 
@@ -130,7 +130,12 @@ class SpanCorruption(_SourceToTarget):
     """The spans that were taken out of a window."""
 
     def __init__(
-        self, config: TrainConfig, objective: SpanCorruptionConfig, prepared: data.PreparedData, pad_token_id: int
+        self,
+        config: TrainConfig,
+        objective: SpanCorruptionConfig,
+        prepared: data.PreparedData,
+        pad_token_id: int,
+        limit: int,
     ) -> None:
         super().__init__(config, prepared, pad_token_id)
         data.num_windows(prepared.train.num_tokens, config.sequence_length)
@@ -142,7 +147,14 @@ class SpanCorruption(_SourceToTarget):
             objective.target,
             pad_token_id,
         )
-        next(self.validation(1))  # whether there is text enough
+        batch = next(self.validation(1))  # if there is text enough; all others have these lengths
+        longest = max(batch.source.shape[1], batch.target.shape[1] - 1)
+        if longest > limit:
+            raise ConfigError(
+                f"train.objective.corruption_rate = {objective.corruption_rate} and mean_span_length = "
+                f"{objective.mean_span_length} make {longest} tokens of windows of train.sequence_length = "
+                f"{config.sequence_length}, more than model.max_position_embeddings = {limit}; change one of them"
+            )
 
     def batches(self, step: int, rank: int, world_size: int) -> list[data.PairBatch]:
         """Windows without their spans."""
@@ -197,10 +209,16 @@ Objective = NextToken | SpanCorruption | Pairs
 
 
 def make_objective(recipe: Recipe, prepared: data.PreparedData) -> Objective:
-    """The objective of a recipe. Raises DataError where its data do not suffice."""
+    """The objective of a recipe.
+
+    Raises:
+        DataError: its data do not suffice.
+        ConfigError: what it makes of them does not fit the model.
+    """
     match recipe.train.objective:
         case SpanCorruptionConfig() as objective:
-            return SpanCorruption(recipe.train, objective, prepared, getattr(recipe.model, "pad_token_id", 0))
+            pad_token_id, limit = getattr(recipe.model, "pad_token_id", 0), recipe.model.max_position_embeddings
+            return SpanCorruption(recipe.train, objective, prepared, pad_token_id, limit)
         case PairsConfig() as objective:
             return Pairs(recipe.train, objective, prepared, getattr(recipe.model, "pad_token_id", 0))
         case _:

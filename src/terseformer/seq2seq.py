@@ -56,10 +56,21 @@ class Seq2Seq(EncoderDecoder):
         return self.encoder_norm(x), num_source
 
     def hidden(
-        self, encoded: Float[Tensor, "B N D"], num_source: Int[Tensor, " B"], target: Int[Tensor, "B T"]
+        self,
+        encoded: Float[Tensor, "B N D"],
+        num_source: Int[Tensor, " B"],
+        target: Int[Tensor, "B T"],
+        num_target: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The normalised hidden vectors of a whole target."""
-        return self._decode(target, first_chunk(target), self._sources(encoded, num_source))
+        """The normalised hidden vectors of whole targets.
+
+        Args:
+            encoded: what `encode` made of the sources.
+            num_source: real tokens at the head of each source.
+            target: token ids.
+            num_target: real tokens at the head of each target; default: all.
+        """
+        return self._decode(target, first_chunk(target, num_target), self._sources(encoded, num_source))
 
     def new_state(
         self, source: Int[Tensor, "B N"], num_source: Int[Tensor, " B"] | None = None, capacity: int | None = None

@@ -103,13 +103,24 @@ class Terraformer(EncoderDecoder):
         return (x, x), num_source
 
     def hidden(
-        self, encoded: Pair, num_source: Int[Tensor, " B"], target: Int[Tensor, "B T"]
+        self,
+        encoded: Pair,
+        num_source: Int[Tensor, " B"],
+        target: Int[Tensor, "B T"],
+        num_target: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B T E"]:
-        """The normalised hidden vectors of a whole target, at the width of the head."""
+        """The normalised hidden vectors of whole targets, at the width of the head.
+
+        Args:
+            encoded: what `encode` made of the sources.
+            num_source: real tokens at the head of each source.
+            target: token ids.
+            num_target: real tokens at the head of each target; default: all.
+        """
         chunk = first_chunk(target)
         x = self.embed_target(target, chunk.positions, chunk.end)
         first, second = (join(stream, x, num_source) for stream in encoded)
-        merged = first_chunk(first, num_source + chunk.end)
+        merged = first_chunk(first, num_source + (chunk.end if num_target is None else num_target))
         x = self.norm(mean(self.decoder((first, second), merged)))
         return following(x, num_source, chunk.end)
 

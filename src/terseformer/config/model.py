@@ -252,10 +252,14 @@ class TerraformerConfig(_EncoderDecoderConfig):
             "model.head.tied = true needs one width for embedding and head; make model.half_before_layer and "
             "model.double_after_layer 0, or it false",
         )
-        try:
-            _ = self.first, self.last
-        except ConfigError as error:
-            raise ConfigError(f"where model.half_before_layer halves the width, {error}") from None
+        for key, does, block in (
+            ("half_before_layer", "halves", 0),
+            ("double_after_layer", "doubles", self.num_decoder_layers),
+        ):
+            try:
+                self._at_width_of(block)
+            except ConfigError as error:
+                raise ConfigError(f"where model.{key} {does} the width, {error}") from None
 
     @property
     def last_norm_kind(self) -> str:

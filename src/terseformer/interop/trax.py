@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import struct
 import tokenize
 import zlib
 from collections.abc import Callable, Mapping
@@ -38,7 +39,9 @@ _DAMAGED = (
     SyntaxError,
     TypeError,
     ValueError,
+    RuntimeError,
     pickle.UnpicklingError,
+    struct.error,
     tokenize.TokenError,
     zlib.error,
 )
@@ -277,7 +280,7 @@ def _feed_forward(a: _Arguments, size: int, units: int) -> c.FeedForwardConfig:
 
 def _attention(a: _Arguments, ours: str, name: str, default: str, common: Mapping[str, Any]) -> dict[str, Any]:
     """A type of attention, as our keys of it."""
-    found = attention(name, a.take(name, default), common["num_attention_heads"])
+    found = attention(name, a.take(name, default), common["num_attention_heads"], causal=ours == "attention")
     a.layouts[ours] = found.layout
     return {ours: found.projection, f"{ours}_pattern": found.pattern}
 

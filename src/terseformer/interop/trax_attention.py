@@ -28,17 +28,28 @@ class Attention:
     layout: Layout = "whole"
 
 
-def attention(name: str, value: Any, heads: int) -> Attention:
+def attention(name: str, value: Any, heads: int, causal: bool) -> Attention:
     """The parts of an attention: `{"type": NAME, "args": {…}}`, its name, or a list of equal ones.
 
+    Args:
+        name: of the model's argument, for messages.
+        value: of the argument.
+        heads: of the model.
+        causal: whether the tokens may see earlier ones only. Some types do one thing or the other wherever they stand.
+
     Raises:
-        TraxError: it, or an argument of it, is not known here.
+        TraxError: it, or an argument of it, is not known here, or it sees other tokens.
     """
     if isinstance(value, (list, tuple)) and value:
         if any(other != value[0] for other in value):
             raise TraxError(f"{name} names different types of attention; here all blocks have the same")
         value = value[0]
     kind, options = (value.get("type"), dict(value.get("args", {}))) if isinstance(value, Mapping) else (value, {})
+    if kind in _ATTENTIONS and kind in (_BIDIRECTIONAL if causal else _CAUSAL):
+        raise TraxError(
+            f"{name} = {kind!r} sees {'later' if causal else 'earlier'} tokens{'' if causal else ' only'} in the "
+            "reference; that is not known here"
+        )
     if kind == "PureLSHSelfAttentionWrapper":
         return _wrapped_attention(options)
     if kind in ("SelfAttention", "LSHSelfAttention"):
@@ -156,6 +167,19 @@ def _wrapped_attention(options: dict[str, Any]) -> Attention:
     return Attention(projection, c.MixedPatternConfig(**fields, exact_length=exact))
 
 
+_BIDIRECTIONAL = frozenset({"Attention", "Favor"})
+_CAUSAL = frozenset(
+    {
+        "CausalAttention",
+        "LowRankCausalAttention",
+        "MultiplicativeCausalAttention",
+        "MultiplicativeModularCausalAttention",
+        "ModularCausalAttention",
+        "ConvCausalAttention",
+        "MultiplicativeConvCausalAttention",
+        "CausalFavor",
+    }
+)
 _ATTENTIONS = (
     "Attention",
     "CausalAttention",

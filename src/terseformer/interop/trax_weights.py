@@ -35,6 +35,8 @@ class Entry:
     """From Trax's layout to ours."""
     twin: str = ""
     """Another of ours that is the same, if any."""
+    may_be_product: bool = False
+    """Trax may have two matrices in its place, whose product it is."""
 
 
 Entries = list[Entry]
@@ -58,27 +60,37 @@ def fill(entries: Sequence[Entry], arrays: Sequence[Array]) -> dict[str, Array]:
     Raises:
         TraxError: the shapes are others; the message names the first place where they part.
     """
-    for index, entry in enumerate(entries):
+    named: dict[str, list[Array]] = {}
+    index = 0
+    for entry in entries:
         if index == len(arrays):
             raise TraxError(f"the file ends after {index} weights; {entry.name}, {list(entry.shape)}, should follow")
-        if arrays[index].shape != entry.shape:
+        array, following = arrays[index], index + 1
+        if entry.may_be_product and following < len(arrays) and _multiply_to(entry.shape, array, arrays[following]):
+            array, following = array @ arrays[following], following + 1
+        if array.shape != entry.shape:
             raise TraxError(
-                f"weight {index} of the file has shape {list(arrays[index].shape)}, but {entry.name} needs "
+                f"weight {index} of the file has shape {list(array.shape)}, but {entry.name} needs "
                 f"{list(entry.shape)}; do the model's arguments belong to these weights?"
             )
-    if len(arrays) > len(entries):
-        raise TraxError(
-            f"the file has {len(arrays)} weights, but the model has {len(entries)}; the first that is left over has "
-            f"shape {list(arrays[len(entries)].shape)}"
-        )
-    named: dict[str, list[Array]] = {}
-    for entry, array in zip(entries, arrays, strict=True):
         for name in filter(None, (entry.name, entry.twin)):
             named.setdefault(name, []).append(entry.turn(array))
+        index = following
+    if len(arrays) > index:
+        raise TraxError(
+            f"the file has {len(arrays)} weights, but the model has {index}; the first that is left over has "
+            f"shape {list(arrays[index].shape)}"
+        )
     return {
         name: np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
         for name, parts in named.items()
     }
+
+
+def _multiply_to(shape: tuple[int, ...], left: Array, right: Array) -> bool:
+    """Whether two arrays are matrices with a product of that shape, and the first one alone is not."""
+    is_product = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]
+    return is_product and left.shape != shape and (left.shape[0], right.shape[1]) == shape
 
 
 def _transposed(array: Array) -> Array:
@@ -295,7 +307,8 @@ def _position(config: c.ModelConfig | c.EncoderDecoderConfig, name: str = "posit
     size = config.hidden_size
     match config.position:
         case "learned":
-            return [Entry(f"{name}.weight", (config.max_position_embeddings, size))]
+            # A product where the reference's `PositionalEncoding.d_feature` is set, as in its medium Terraformer.
+            return [Entry(f"{name}.weight", (config.max_position_embeddings, size), may_be_product=True)]
         case "fixed_base":
             start = Entry(f"{name}.start", (1, 1, size), lambda array: array[0, 0])
             return [*[Entry(f"{name}.digits", (1, size // 8))] * 32, start]

@@ -6,7 +6,7 @@ A pattern's parameters, such as the number of buckets, are those of layers/local
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,7 +49,9 @@ class LocalPattern(Pattern):
 class LSHPattern(Pattern):
     """LSH attention, alone or mixed with an exact one, whose shared vector is the mean of query and key.
 
-    Buckets are remembered where a call is computed again. A continuation sees all earlier tokens: a token below
+    Outside training each row of a batch is attended to without its padding, and so as it would be alone: its own length
+    decides how many buckets there are and whether it is hashed at all. In training the longest row's does, and buckets
+    are remembered where a call is computed again. A continuation sees all earlier tokens: a token below
     `exact_length` by a softmax like the mixed form's, a later one as `shared_qk_attention` does, which is what LSH
     attention approximates. The reference, too, hashes anew from call to call, and what its decoder sees, the tokens of
     the same bucket and the latest, is not what its training form sees.
@@ -71,6 +73,8 @@ class LSHPattern(Pattern):
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B H T K"]:
         qk = (q + k) / 2
+        if cache is None and chunk.num_real is not None and not self.training:
+            return self._row_by_row(qk, v, chunk.num_real)
         if cache is None:
             buckets = remember(lambda: self.attention.hash(qk, chunk.num_real))
             return self.attention(qk, v, chunk.num_real, buckets)
@@ -90,6 +94,15 @@ class LSHPattern(Pattern):
             exact = F.scaled_dot_product_attention(qk, keys, v, attn_mask=earlier | itself)
             y = torch.where(short, exact, y)
         return y
+
+    def _row_by_row(
+        self, qk: Float[Tensor, "B H T K"], v: Float[Tensor, "B H T K"], num_real: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B H T K"]:
+        rows = []
+        for index, length in enumerate(num_real.clamp(min=1).tolist()):
+            row = slice(index, index + 1), slice(None), slice(length)
+            rows.append(F.pad(self.attention(qk[row], v[row]), (0, 0, 0, qk.shape[2] - length)))
+        return torch.cat(rows)
 
 
 class FavorPattern(Pattern):

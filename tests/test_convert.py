@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 import terseformer
 from terseformer import cli
+from terseformer.config import TerraformerConfig
 from terseformer.engine import Engine
 from terseformer.interop import trax
 from terseformer.interop.trax_weights import TraxError
@@ -144,3 +145,11 @@ def test_files_that_are_not_there_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(TraxError, match="cannot read weight 0 of"):
         trax.convert(DATA / "lm_dense.json", tmp_path / "none.npy.gz", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_the_example_of_the_documents() -> None:
+    """Docs/trax.md describes the reference's medium Terraformer."""
+    text = (Path(__file__).parent.parent / "docs" / "trax.md").read_text(encoding="utf-8")
+    config = trax.model_config(json.loads(text.partition("```json\n")[2].partition("```")[0]))
+    assert isinstance(config, TerraformerConfig)
+    assert config.num_decoder_layers == 24

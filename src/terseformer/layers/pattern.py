@@ -36,7 +36,10 @@ class LocalPattern(Pattern):
     ) -> Float[Tensor, "B H T K"]:
         if cache is None:
             return self.local(q, k, v, chunk.num_real)
-        k, v = cache.append(k, v, chunk)
+        past_k, past_v = cache.append(k, v, chunk)
+        if not chunk.positions[:, 0].any():  # all begin: the cache holds nothing else
+            return self.local(q, k, v, chunk.num_real)
+        k, v = past_k, past_v
         at_q = chunk.positions[:, None, :, None]  # [B, 1, T, 1]
         first = (at_q // self.local.chunk_length - self.local.chunks_before) * self.local.chunk_length
         start = max(0, int(first.min()))

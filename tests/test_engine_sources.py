@@ -278,6 +278,9 @@ def test_a_session_reads_its_source_once_and_first(tmp_path: Path) -> None:
     reading = engine._engine.begin_source(native.Session(engine._model, 4, False, 3), three)
     with pytest.raises(ValueError, match="begun by another model"):
         other._engine.read_source(reading, 1.0)
+    for rows, runs in ((0, 1), (1, 0), (2, 3)):
+        with pytest.raises(ValueError, match="at least one run, and a row for each"):
+            native.Engine(engine._model, 1, rows, runs, False)
     for length in (0, 12):
         with pytest.raises(ValueError, match=f"no session for a source of {length} tokens"):
             native.Session(engine._model, 4, False, length)

@@ -385,13 +385,16 @@ def test_an_initial_checkpoint_is_resumed_to_the_bit(text, tmp_path, monkeypatch
         ({"num_decoder_layers": 3}, CheckpointError, r"blocks\.2\..* is missing"),
         ({}, ConfigError, "has another tokenizer than the text; leave data.tokenizer empty"),
         (None, CheckpointError, "no checkpoint at .*absent: it is no folder; give a checkpoint's or a run's folder"),
+        ("terraformer", CheckpointError, "holds a model of kind 'seq2seq', the recipe's is 'terraformer'"),
     ],
-    ids=["width", "depth", "tokenizer", "absent"],
+    ids=["width", "depth", "tokenizer", "absent", "kind"],
 )
 def test_initial_checkpoints_that_do_not_fit(changes, error, message, text, tmp_path):
     first = train(make_recipe(text, SEQ2SEQ, steps=1), tmp_path / "first", quiet=True)
     if changes is None:
         recipe = make_recipe(text, SEQ2SEQ, initial_checkpoint=str(tmp_path / "absent"))
+    elif changes == "terraformer":
+        recipe = make_recipe(text, TERRAFORMER, initial_checkpoint=str(first))
     else:
         recipe = make_recipe(text, replace(SEQ2SEQ, **changes), initial_checkpoint=str(first))
     if changes == {}:

@@ -45,7 +45,7 @@ def attention(name: str, value: Any, heads: int, causal: bool) -> Attention:
             raise TraxError(f"{name} names different types of attention; here all blocks have the same")
         value = value[0]
     kind, options = (value.get("type"), dict(value.get("args", {}))) if isinstance(value, Mapping) else (value, {})
-    if kind in _ATTENTIONS and kind in (_BIDIRECTIONAL if causal else _CAUSAL):
+    if kind in (_BIDIRECTIONAL if causal else _CAUSAL):
         raise TraxError(
             f"{name} = {kind!r} sees {'later' if causal else 'earlier'} tokens{'' if causal else ' only'} in the "
             "reference; that is not known here"
@@ -167,21 +167,8 @@ def _wrapped_attention(options: dict[str, Any]) -> Attention:
     return Attention(projection, c.MixedPatternConfig(**fields, exact_length=exact))
 
 
-_BIDIRECTIONAL = frozenset({"Attention", "Favor"})
-_CAUSAL = frozenset(
-    {
-        "CausalAttention",
-        "LowRankCausalAttention",
-        "MultiplicativeCausalAttention",
-        "MultiplicativeModularCausalAttention",
-        "ModularCausalAttention",
-        "ConvCausalAttention",
-        "MultiplicativeConvCausalAttention",
-        "CausalFavor",
-    }
-)
-_ATTENTIONS = (
-    "Attention",
+_BIDIRECTIONAL = ("Attention", "Favor")
+_CAUSAL = (
     "CausalAttention",
     "LowRankCausalAttention",
     "MultiplicativeCausalAttention",
@@ -189,9 +176,6 @@ _ATTENTIONS = (
     "ModularCausalAttention",
     "ConvCausalAttention",
     "MultiplicativeConvCausalAttention",
-    "SelfAttention",
-    "LSHSelfAttention",
-    "PureLSHSelfAttentionWrapper",
-    "Favor",
     "CausalFavor",
 )
+_ATTENTIONS = (*_BIDIRECTIONAL, *_CAUSAL, "SelfAttention", "LSHSelfAttention", "PureLSHSelfAttentionWrapper")
